@@ -1,0 +1,26 @@
+"""smask: neural networks stored as an architecture, a seed and compressed bitmasks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .container import Limits
+from .errors import SmaskError
+
+if TYPE_CHECKING:
+    from .codec import decode, encode, load, save, verify
+    from .inspection import inspect
+    from .search.loop import find_masks
+
+__version__ = "0.1.0"
+__all__ = ["Limits", "SmaskError", "decode", "encode", "find_masks", "inspect", "load", "save", "verify"]
+# Imported on first use, so that an inspector starts without torch.
+_HOMES = {name: "codec" for name in ("decode", "encode", "load", "save", "verify")}
+_HOMES |= {"inspect": "inspection", "find_masks": "search.loop"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'smask' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

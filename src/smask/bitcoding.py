@@ -1,0 +1,205 @@
+"""Bits to bytes and back: ``raw``, ``zstd`` and ``gap-zstd``; the smallest wins. No torch.
+
+Bit i of a section lies in byte ``i >> 3`` at position ``i & 7``; tail bits are zero.
+
+========== =======================================================================================
+coding     bytes of the blob
+========== =======================================================================================
+raw        the packed bits
+zstd       one zstd frame of the packed bits
+gap-zstd   one zstd frame of gap bytes: a byte below 255 is that many zeros and a one, the byte 255
+           is 255 zeros; zeros after the last one are not written
+========== =======================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from bitarray import bitarray
+
+from . import frames
+from .errors import FormatError, UnsupportedError
+from .manifest import CODINGS
+
+Packed: TypeAlias = npt.NDArray[np.uint8]
+ESCAPE = 255
+
+# Above this density packed bits beat gaps on i.i.d. bits; large sections are then not tried as gaps.
+DENSEST_GAPS = 0.25
+# Below this density gaps have so many escapes that the fast coder loses 3 % and more.
+SPARSEST_FAST = 0.006
+# Up to this many bytes the slow levels of zstd are worth their time.
+N_SMALL = 1 << 20
+# Bits of one working buffer: booleans of this many bits stay in the second-level cache.
+N_CHUNK_BITS = 1 << 19
+
+
+@dataclass(frozen=True, eq=False)
+class Bits:
+    """Packed bits: ``packed`` uint8 [ceil(n_bits / 8)] with zero tail bits."""
+
+    packed: Packed
+    n_bits: int
+
+    @property
+    def n_ones(self) -> int:
+        """Number of ones."""
+        return int(np.bitwise_count(self.packed).sum(dtype=np.int64))
+
+
+def entropy_bytes(n_ones: int, n_bits: int) -> float:
+    """Zero-order entropy of ``n_bits`` independent bits of which ``n_ones`` are one, in bytes."""
+    if n_ones in (0, n_bits):
+        return 0.0
+    density = n_ones / n_bits
+    return -n_bits * (density * math.log2(density) + (1 - density) * math.log2(1 - density)) / 8
+
+
+def gaps_reference(bits: Bits) -> bytes:
+    """Gap bytes of a section, one bit at a time."""
+    array = bitarray(endian="little")
+    array.frombytes(bits.packed.tobytes())
+    gaps, last = bytearray(), -1
+    for position in array.search(bitarray("1")):
+        escapes, gap = divmod(position - last - 1, ESCAPE)
+        gaps += bytes([ESCAPE]) * escapes + bytes([gap])
+        last = position
+    return bytes(gaps)
+
+
+def bits_from_gaps_reference(gaps: bytes, n_bits: int, *, where: str) -> Bits:
+    """Inverse of :func:`gaps_reference`, one gap at a time."""
+    array = bitarray(n_bits, endian="little")
+    array.setall(0)
+    position = 0
+    for gap in gaps:
+        position += gap
+        if gap == ESCAPE:
+            continue
+        if position >= n_bits:
+            raise FormatError("B-05", where, f"a one at bit {position}", f"ones below bit {n_bits}")
+        array[position] = 1
+        position += 1
+    if gaps and gaps[-1] == ESCAPE:
+        raise FormatError("B-06", where, "gaps that end in an escape", "nothing after the last one")
+    return Bits(np.frombuffer(array.tobytes(), np.uint8), n_bits)
+
+
+def gaps_fast(bits: Bits) -> bytes:
+    """Vectorised :func:`gaps_reference`: positions of ones chunk by chunk, differences, escapes by repetition."""
+    parts, last = [], -1
+    step = N_CHUNK_BITS // 8
+    for start in range(0, len(bits.packed), step):
+        ones = np.flatnonzero(np.unpackbits(bits.packed[start : start + step], bitorder="little").view(bool))
+        if not len(ones):
+            continue
+        ones += 8 * start
+        # The first difference is taken against the last one of the chunk before.
+        gaps = np.empty_like(ones)
+        gaps[0] = ones[0] - last - 1
+        np.subtract(ones[1:], ones[:-1], out=gaps[1:])
+        gaps[1:] -= 1
+        last = int(ones[-1])
+        if int(gaps.max()) < ESCAPE:
+            parts.append(gaps.astype(np.uint8))
+            continue
+        escapes, rest = np.divmod(gaps, ESCAPE)
+        out = np.full(len(gaps) + int(escapes.sum()), ESCAPE, np.uint8)
+        out[np.cumsum(escapes + 1) - 1] = rest
+        parts.append(out)
+    return np.concatenate(parts).tobytes() if parts else b""
+
+
+def bits_from_gaps_fast(gaps: bytes, n_bits: int, *, where: str) -> Bits:
+    """Vectorised :func:`bits_from_gaps_reference`: running sums, ones scattered into booleans, packed chunk by chunk."""
+    packed = np.zeros(-(-n_bits // 8), np.uint8)
+    codes = np.frombuffer(gaps, np.uint8)
+    position = 0
+    # Few codes a chunk where the ones are rare, so that the booleans of a chunk stay small.
+    mean_advance = max(1, n_bits // max(1, len(codes)))
+    step = max(64, N_CHUNK_BITS // min(mean_advance, ESCAPE))
+    for start in range(0, len(codes), step):
+        chunk = codes[start : start + step]
+        literal = chunk != ESCAPE
+        ends = np.cumsum(chunk, dtype=np.int64)
+        if literal.all():
+            ends += np.arange(len(chunk))
+            ones, advance = ends, int(ends[-1]) + 1
+        else:
+            n_literals = np.cumsum(literal, dtype=np.int64)
+            ones = (ends + n_literals - 1)[literal]
+            advance = int(ends[-1] + n_literals[-1])
+        first_byte = position >> 3
+        if len(ones):
+            ones += position - 8 * first_byte
+            if int(ones[-1]) + 8 * first_byte >= n_bits:
+                beyond = int(ones[np.searchsorted(ones, n_bits - 8 * first_byte)]) + 8 * first_byte
+                raise FormatError("B-05", where, f"a one at bit {beyond}", f"ones below bit {n_bits}")
+            booleans = np.zeros(int(ones[-1]) + 1, bool)
+            booleans[ones] = True
+            piece = np.packbits(booleans, bitorder="little")
+            packed[first_byte : first_byte + len(piece)] |= piece
+        position += advance
+    if len(codes) and int(codes[-1]) == ESCAPE:
+        raise FormatError("B-06", where, "gaps that end in an escape", "nothing after the last one")
+    return Bits(packed, n_bits)
+
+
+def encode(bits: Bits) -> tuple[str, bytes]:
+    """Codes a section in the smallest of the codings.
+
+    Ties go to the earlier coding of :data:`smask.manifest.CODINGS`. The choice depends on the bits alone.
+
+    Args:
+        bits: Any number of bits.
+
+    Returns:
+        Coding id and blob.
+    """
+    raw = bits.packed.tobytes()
+    density = bits.n_ones / bits.n_bits if bits.n_bits else 0.0
+    small = len(raw) <= N_SMALL
+    candidates = [("raw", raw)]
+    if small or entropy_bytes(bits.n_ones, bits.n_bits) < 0.999 * len(raw):
+        candidates += [("zstd", frames.compress(raw, level=level)) for level in ((None, 19) if small else (None,))]
+    if density <= DENSEST_GAPS or (small and density < 0.5):
+        gaps = gaps_fast(bits)
+        # Rare ones need many escapes, whose runs only the slow levels code well; there are few bytes then.
+        slow = len(gaps) <= N_SMALL or density < SPARSEST_FAST
+        candidates += [("gap-zstd", frames.compress(gaps, level=level)) for level in ((None, 19) if slow else (None,))]
+    return min(candidates, key=lambda candidate: len(candidate[1]))
+
+
+def decode(blob: bytes | memoryview, coding: str, *, n_bits: int, where: str) -> Bits:
+    """Inverse of :func:`encode`.
+
+    Args:
+        blob: Bytes of the blob.
+        coding: Its id.
+        n_bits: Bits that the section must have; already checked against the limits.
+        where: Name used in errors.
+
+    Raises:
+        FormatError: Damage, a wrong number of bits, ones beyond the end, tail bits that are not zero.
+        UnsupportedError: An unknown coding.
+    """
+    n_bytes = -(-n_bits // 8)
+    limit = ("max_weights", max(n_bits, 8))
+    if coding == "gap-zstd":
+        return bits_from_gaps_fast(frames.expand(blob, where=where, limit=limit), n_bits, where=where)
+    if coding == "zstd":
+        raw = frames.expand(blob, where=where, n_bytes=n_bytes, limit=limit)
+    elif coding == "raw":
+        raw = bytes(blob)
+        if len(raw) != n_bytes:
+            raise FormatError("B-02", where, f"{len(raw)} bytes", f"{n_bytes} bytes for {n_bits} bits")
+    else:
+        raise UnsupportedError("coding", coding, CODINGS)
+    if n_bits % 8 and raw[-1] >> n_bits % 8:
+        raise FormatError("B-01", where, "tail bits that are set", "zero tail bits")
+    return Bits(np.frombuffer(raw, np.uint8), n_bits)

@@ -1,0 +1,329 @@
+"""Model to file and back: ``save``, ``load``, ``decode``, ``verify``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import architectures, bitcoding, container, floats, integrity, manifest, philox, planes
+from .bitcoding import Bits
+from .container import Limits
+from .errors import ArchitectureError, ArgumentError, DeviceError, FormatError
+from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
+from .manifest import N_BYTES_OF_DTYPE, Blob, Manifest, Opened, Record, Scale
+from .recipe import Recipe, attach, recipe_of
+from .reconstruction import CodedTensor, parameter_problem, reconstruct
+
+Source: TypeAlias = str | os.PathLike[str] | bytes
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of :func:`verify`.
+
+    Attributes:
+        same: Whether the regenerated tensors are the ones that were written.
+        digest: sha256 of what this device regenerated.
+        expected: sha256 in the file.
+        device: Where the tensors were regenerated.
+        generator: Where the generator ran: the device, or ``cpu`` when the device fails the known answers.
+    """
+
+    same: bool
+    digest: str
+    expected: str
+    device: str
+    generator: str
+
+
+def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
+    """Bytes of the file that holds a state dict; the same arguments give the same bytes.
+
+    Args:
+        state: All tensors of the model in state-dict order, on any device.
+        recipe: Its coded tensors, seed and architecture.
+
+    Returns:
+        The whole file.
+
+    Raises:
+        ArgumentError: A coded tensor whose weights are no longer what its recipe gives, a scale out of range, or a
+            dtype that the format does not have.
+    """
+    missing = sorted(set(recipe.coded) - set(state))
+    if missing:
+        raise ArgumentError("state", f"no tensor {missing[0]!r}", "every tensor of the recipe")
+    records, parameters, sections = [], [], {}
+    for index, (name, tensor) in enumerate(state.items()):
+        coded = recipe.coded.get(name)
+        if coded is None:
+            record, stored = _plain_record(name, tensor)
+            parameters.append(stored)
+        else:
+            _check_coded(name, tensor, coded, recipe.seed)
+            record, stored_parameters = _coded_record(name, coded)
+            parameters += stored_parameters
+            flip = None if coded.flip is None else coded.flip.numpy()
+            for plane, kind, bits in planes.sections([p.numpy() for p in coded.planes], flip, coded.n_weights):
+                sections[index, plane, kind] = bits
+        records.append(record)
+    in_order = floats.byte_planes(parameters)
+    in_order += [sections[section] for section in manifest.bit_sections(tuple(records))]
+    coded_blobs = [bitcoding.encode(bits) for bits in in_order]
+    described = Manifest(
+        tensors=tuple(records),
+        blobs=tuple(Blob(coding, len(blob)) for coding, blob in coded_blobs),
+        digest=integrity.digest(state),
+        arch=dict(recipe.arch),
+        seed=recipe.seed if recipe.coded else None,
+        meta=dict(recipe.meta),
+    )
+    return container.pack(manifest.emit(described), [blob for _, blob in coded_blobs])
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = True) -> int:
+    """Writes a model found by :func:`smask.find_masks` or loaded by :func:`load`.
+
+    Coded tensors are written as their masks, everything else in the smallest dtype that holds it exactly, so that
+    loading gives the same state dict bit for bit. The file appears whole or not at all.
+
+    Args:
+        model: Carries its recipe.
+        path: Where to.
+        overwrite: Whether an existing file may be replaced.
+
+    Returns:
+        Size of the file in bytes.
+
+    Raises:
+        ArgumentError: The model carries no recipe or was changed since, or the path is not usable.
+        OutputError: The system refused to write.
+    """
+    data = encode(model.state_dict(), recipe_of(model))
+    container.write_atomic(Path(path), data, overwrite=overwrite)
+    return len(data)
+
+
+def decode(source: Source, *, device: torch.device | str = "cpu", limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
+    """State dict of a file, regenerated bit for bit.
+
+    Args:
+        source: Path or bytes of a file.
+        device: Where the tensors are wanted.
+        limits: What the file may ask for.
+
+    Returns:
+        Tensors by name, in the order of the model.
+
+    Raises:
+        FormatError, UnsupportedError, LimitError, IntegrityError: The file is not valid, not known or too large.
+        DeviceError: The device is absent.
+        OSError: The path cannot be read.
+    """
+    tensors, _, _ = _decode(_open(source, limits), check_device(device))
+    return tensors
+
+
+def load(
+    source: Source,
+    *,
+    device: torch.device | str = "cpu",
+    model: nn.Module | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> nn.Module:
+    """A model ready to run, in evaluation mode; it can be saved again and then gives the same bytes.
+
+    Args:
+        source: Path or bytes of a file.
+        device: Where the model is wanted.
+        model: Module to fill, for files whose architecture is ``external``; its tensors are replaced.
+        limits: What the file may ask for.
+
+    Raises:
+        ArchitectureError: Names, shapes or dtypes of the module differ from those of the file, or the file needs a
+            module and none was given.
+        FormatError, UnsupportedError, LimitError, IntegrityError, DeviceError, OSError: As :func:`decode`.
+    """
+    target = check_device(device)
+    opened = _open(source, limits)
+    arch = opened.manifest.arch
+    if model is None:
+        if arch.get("kind") == "external":
+            raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
+        model = architectures.build(arch, device="meta")
+    _check_fit(model, opened.manifest)
+    tensors, coded, seed = _decode(opened, target)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    model.to(target)
+    attach(model, Recipe(seed, coded, arch, opened.manifest.meta))
+    return model.eval()
+
+
+def verify(
+    source: Source, *, device: torch.device | str = "cpu", limits: Limits = DEFAULT_LIMITS
+) -> Verification:
+    """Regenerates all tensors on a device and compares their sha256 with the one in the file.
+
+    Raises:
+        FormatError, UnsupportedError, LimitError, IntegrityError, DeviceError, OSError: As :func:`decode`.
+    """
+    target = check_device(device)
+    opened = _open(source, limits)
+    tensors, _, _ = _decode(opened, target)
+    actual, expected = integrity.digest(tensors), opened.manifest.digest
+    return Verification(actual == expected, actual, expected, str(target), str(target) if philox.self_test(target) else "cpu")
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """The device, after a first tensor on it.
+
+    Raises:
+        DeviceError: No such device here.
+    """
+    try:
+        target = torch.device(device)
+        torch.empty(1, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(str(device), str(error).splitlines()[0]) from None
+    return target
+
+
+def _open(source: Source, limits: Limits) -> Opened:
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return manifest.open_file(data, limits=limits)
+
+
+def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], dict[str, CodedTensor], int]:
+    records = opened.manifest.tensors
+    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
+    shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
+    byte_planes = []
+    for byte, n_bytes in zip(reversed(range(len(blobs))), floats.plane_lengths(shapes), strict=False):
+        described, blob = blobs.pop(0)
+        byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
+    values = iter(floats.values_from_planes(byte_planes, shapes))
+    assemblies = {
+        index: planes.Assembly(record.n_weights, n_planes=record.planes, flip=record.flip)
+        for index, record in enumerate(records)
+        if record.planes
+    }
+    for (index, plane, kind), (described, blob) in zip(manifest.bit_sections(records), blobs, strict=True):
+        n_bits = assemblies[index].counts.n_bits(kind)
+        where = f"{kind} of plane {plane} of {records[index].name!r}"
+        assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
+    seed = opened.manifest.seed or 0
+    tensors, coded_tensors = {}, {}
+    for index, record in enumerate(records):
+        stored = [_tensor(next(values), dtype) for _, dtype in record.parameters()]
+        if record.planes is None:
+            tensors[record.name] = stored[0].to(DTYPE_OF_NAME[record.dtype]).reshape(record.shape).to(device)
+            continue
+        coded = _coded_tensor(record, stored, assemblies[index])
+        tensors[record.name] = reconstruct(coded, seed, device=device)
+        coded_tensors[record.name] = coded
+    return tensors, coded_tensors, seed
+
+
+def _coded_tensor(record: Record, stored: list[Tensor], assembly: planes.Assembly) -> CodedTensor:
+    coded = CodedTensor(
+        shape=record.shape,
+        stream=record.stream,
+        planes=tuple(torch.from_numpy(plane.copy()) for plane in assembly.planes),
+        scale=stored[0].to(torch.float32),
+        base=record.base,
+        flip=None if assembly.flip is None else torch.from_numpy(assembly.flip),
+        offset=stored[1].to(torch.float32) if record.offset else None,
+        dtype=DTYPE_OF_NAME[record.dtype],
+    )
+    problem = parameter_problem(coded)
+    if problem:
+        raise FormatError("R-02", f"{problem[0]} of {record.name!r}", problem[1], problem[2])
+    return coded
+
+
+def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> None:
+    problem = parameter_problem(coded)
+    if problem:
+        raise ArgumentError(f"{problem[0]} of {name}", problem[1], problem[2])
+    again = reconstruct(coded, seed)
+    if again.dtype != tensor.dtype or again.shape != tensor.shape:
+        raise ArgumentError(name, f"{tensor.dtype} {tuple(tensor.shape)}", f"{again.dtype} {tuple(again.shape)} as its mask")
+    if not torch.equal(integrity.raw_bytes(again), integrity.raw_bytes(tensor)):
+        raise ArgumentError(name, "weights that were changed", "the weights that its mask gives; find masks again")
+
+
+def _plain_record(name: str, tensor: Tensor) -> tuple[Record, np.ndarray]:
+    if tensor.dtype not in NAME_OF_DTYPE:
+        raise ArgumentError(name, str(tensor.dtype), f"one of {', '.join(NAME_OF_DTYPE.values())}")
+    stored = smallest_exact(tensor.detach().cpu())
+    record = Record(name, tuple(tensor.shape), dtype=_dtype(tensor), stored=_dtype(stored))
+    return record, _bytes(stored)
+
+
+def _coded_record(name: str, coded: CodedTensor) -> tuple[Record, list[np.ndarray]]:
+    described, stored = [], []
+    for parameter in (coded.scale, coded.offset):
+        if parameter is None:
+            described.append(None)
+            continue
+        small = smallest_exact(parameter)
+        # One value for one channel is the same as one a tensor; the shorter word wins.
+        described.append(Scale("tensor" if len(parameter) == 1 else "channel", _dtype(small)))  # type: ignore[arg-type]
+        stored.append(_bytes(small))
+    record = Record(
+        name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes), base=coded.base,  # type: ignore[arg-type]
+        stream=coded.stream, flip=coded.flip is not None, scale=described[0], offset=described[1],
+    )  # fmt: skip
+    return record, stored
+
+
+def smallest_exact(tensor: Tensor) -> Tensor:
+    """The tensor in the narrowest dtype from which widening gives back every bit."""
+    candidates = {
+        torch.float64: (torch.bfloat16, torch.float16, torch.float32),
+        torch.float32: (torch.bfloat16, torch.float16),
+        torch.int64: (torch.uint8, torch.int16, torch.int32),
+        torch.int32: (torch.uint8, torch.int16),
+    }
+    for dtype in candidates.get(tensor.dtype, ()):
+        narrow = tensor.to(dtype)
+        if torch.equal(integrity.raw_bytes(narrow.to(tensor.dtype)), integrity.raw_bytes(tensor)):
+            return narrow
+    return tensor
+
+
+def _dtype(tensor: Tensor) -> manifest.Dtype:
+    return NAME_OF_DTYPE[tensor.dtype]  # type: ignore[return-value]
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return integrity.raw_bytes(tensor).numpy().reshape(-1, tensor.element_size())
+
+
+def _tensor(values: np.ndarray, dtype: str) -> Tensor:
+    if dtype == "BOOL":
+        return torch.from_numpy(values.reshape(-1) != 0)
+    return torch.from_numpy(values.reshape(-1)).view(DTYPE_OF_NAME[dtype])
+
+
+def _check_fit(model: nn.Module, described: Manifest) -> None:
+    """All differences between a module and a file at once."""
+    want = {record.name: (tuple(record.shape), record.dtype) for record in described.tensors}
+    got = {name: (tuple(tensor.shape), NAME_OF_DTYPE.get(tensor.dtype, "?")) for name, tensor in model.state_dict().items()}
+    differences = [f"{name} is in the file but not in the model" for name in want if name not in got]
+    differences += [f"{name} is in the model but not in the file" for name in got if name not in want]
+    differences += [
+        f"{name} is {got[name][1]} {list(got[name][0])} in the model, {want[name][1]} {list(want[name][0])} in the file"
+        for name in want
+        if name in got and got[name] != want[name]
+    ]
+    if differences:
+        raise ArchitectureError(tuple(differences))

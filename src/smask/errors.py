@@ -1,0 +1,134 @@
+"""Everything smask refuses, as small classes with fields; the exit code of the command line is part of the class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+
+class SmaskError(Exception):
+    """Root of all errors raised on purpose by smask."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        # Exception pickles through args; the fields are the args.
+        self.args = tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+
+
+@dataclass(eq=False)
+class ArgumentError(SmaskError, ValueError):
+    """A value given by the caller is not usable."""
+
+    exit_code: ClassVar[int] = 2
+    name: str
+    got: object
+    want: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: got {self.got!r}, want {self.want}"
+
+
+@dataclass(eq=False)
+class DataError(SmaskError):
+    """Training or test data that is missing, unreadable or inconsistent."""
+
+    exit_code: ClassVar[int] = 3
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"data {self.source}: {self.reason}"
+
+
+@dataclass(eq=False)
+class FormatError(SmaskError):
+    """Bytes that are not a valid file: ``clause`` is the id of the violated clause of the specification."""
+
+    exit_code: ClassVar[int] = 3
+    clause: str
+    where: str
+    got: object
+    want: object
+
+    def __str__(self) -> str:
+        return f"not a valid smask file: {self.where}: got {self.got}, want {self.want} [{self.clause}]"
+
+
+@dataclass(eq=False)
+class IntegrityError(SmaskError):
+    """A checksum that does not match: the bytes or the regenerated tensors differ from what was written."""
+
+    exit_code: ClassVar[int] = 3
+    where: str
+    got: str
+    want: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: sha256 is {self.got}, want {self.want}; the file is damaged, fetch it again"
+
+
+@dataclass(eq=False)
+class UnsupportedError(SmaskError):
+    """A name or version that this release does not know."""
+
+    exit_code: ClassVar[int] = 4
+    what: str
+    got: object
+    known: tuple[object, ...]
+
+    def __str__(self) -> str:
+        return f"unknown {self.what} {self.got!r}; known: {', '.join(map(str, self.known)) or 'none'}"
+
+
+@dataclass(eq=False)
+class LimitError(SmaskError):
+    """A file that asks for more than the caller allows; refused before anything is allocated."""
+
+    exit_code: ClassVar[int] = 5
+    limit: str
+    asked: int
+    allowed: int
+
+    def __str__(self) -> str:
+        return (
+            f"the file asks for {self.limit.removeprefix('max_')} = {self.asked:,}, the limit is {self.allowed:,}; "
+            f"raise it with Limits({self.limit}=...) if you trust the file"
+        )
+
+
+@dataclass(eq=False)
+class OutputError(SmaskError):
+    """An output file that could not be written; nothing is left behind."""
+
+    exit_code: ClassVar[int] = 5
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"cannot write {self.path}: {self.reason}; nothing was written"
+
+
+@dataclass(eq=False)
+class ArchitectureError(SmaskError):
+    """A model that does not fit the file or the data; all differences at once."""
+
+    exit_code: ClassVar[int] = 6
+    differences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shown = self.differences[:12]
+        more = len(self.differences) - len(shown)
+        return "the architecture does not fit: " + "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+@dataclass(eq=False)
+class DeviceError(SmaskError):
+    """A device that is absent or cannot be used."""
+
+    exit_code: ClassVar[int] = 6
+    device: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"device {self.device}: {self.reason}"

@@ -1,0 +1,89 @@
+"""zstd frames whose size is known before a byte is allocated.
+
+python-zstandard ignores ``max_output_size`` when the frame declares its content size, so the declared size is
+checked here against what the caller expects; a frame that declares none is refused.
+"""
+
+from __future__ import annotations
+
+import zstandard
+
+from .errors import FormatError, LimitError
+
+CLAUSE = "Z-01"
+
+
+def compress(data: bytes | memoryview, *, level: int | None, dictionary: bytes | None = None) -> bytes:
+    """One frame with content size and checksum, one thread.
+
+    Args:
+        data: Any bytes.
+        level: zstd level, 1 to 22; None for entropy coding nearly alone. On bits and gaps without structure every
+            match that zstd finds costs more than it saves (measured by ``tools/codings_table.py``): a tiny hash and
+            the longest minimal match leave only the Huffman coder, which is also the fastest.
+        dictionary: Raw content that both sides know.
+
+    Returns:
+        The frame; its bytes depend on the zstd release but not on threads or environment.
+    """
+    tuning = {"min_match": 7, "hash_log": 6} if level is None else {}
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        1 if level is None else level, source_size=len(data), write_checksum=True, write_content_size=True, **tuning
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_raw(dictionary)).compress(data)
+
+
+def expand(
+    frame: bytes | memoryview,
+    *,
+    where: str,
+    limit: tuple[str, int],
+    n_bytes: int | None = None,
+    dictionary: bytes | None = None,
+) -> bytes:
+    """Decompresses exactly one frame.
+
+    Args:
+        frame: The frame and nothing after it.
+        where: Name used in errors.
+        limit: Name and value of the limit that the content size must not pass.
+        n_bytes: Exact size of the content, when it is known.
+        dictionary: Raw content that the frame may refer to.
+
+    Raises:
+        FormatError: No frame, no declared size, another size than ``n_bytes``, no checksum, a dictionary id, damage, or
+            bytes after the frame.
+        LimitError: A declared size over the limit.
+    """
+    data = bytes(frame)
+    try:
+        parameters = zstandard.get_frame_parameters(data)
+    except zstandard.ZstdError as error:
+        raise FormatError(CLAUSE, where, str(error), "a zstd frame") from None
+    # Skippable frames parse as frames but do not start with the magic of a data frame.
+    if data[:4] != b"\x28\xb5\x2f\xfd":
+        raise FormatError(CLAUSE, where, f"magic {data[:4].hex()}", "a zstd data frame (28b52ffd)")
+    declared = parameters.content_size
+    if declared == zstandard.CONTENTSIZE_UNKNOWN:
+        raise FormatError(CLAUSE, where, "no content size in the frame header", "a declared content size")
+    if not parameters.has_checksum:
+        raise FormatError(CLAUSE, where, "no frame checksum", "a frame with checksum")
+    if parameters.dict_id:
+        raise FormatError(CLAUSE, where, f"dictionary {parameters.dict_id}", "a frame without dictionary id")
+    if n_bytes is not None and declared != n_bytes:
+        raise FormatError(CLAUSE, where, f"{declared} bytes of content", f"{n_bytes} bytes of content")
+    if declared > limit[1]:
+        raise LimitError(limit[0], declared, limit[1])
+    try:
+        content = zstandard.ZstdDecompressor(dict_data=_raw(dictionary)).decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FormatError(CLAUSE, where, str(error), "an intact zstd frame and nothing after it") from None
+    if len(content) != declared:
+        raise FormatError(CLAUSE, where, f"{len(content)} bytes of content", f"{declared} bytes of content")
+    return content
+
+
+def _raw(dictionary: bytes | None) -> zstandard.ZstdCompressionDict | None:
+    if dictionary is None:
+        return None
+    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)

@@ -1,0 +1,147 @@
+"""What a file holds, read without torch and without regenerating a weight."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import bitcoding, floats, manifest
+from .container import Limits
+from .manifest import N_BYTES_OF_DTYPE, Opened, Record
+from .planes import Significance
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of a file.
+
+    Attributes:
+        name, shape, dtype: As in the state dict.
+        base, n_planes: Of a coded tensor; None and 0 for one that is stored as it is.
+        n_weights, n_kept: Elements, and those that are not zero (None for a plain tensor).
+        n_bytes: Coded planes of the tensor.
+        entropy_bytes: Zero-order entropy of its sections.
+        codings: Coding of each section, in file order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    base: str | None
+    n_planes: int
+    n_weights: int
+    n_kept: int | None
+    n_bytes: int
+    entropy_bytes: float
+    codings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """A file as a whole.
+
+    Attributes:
+        n_bytes: The file.
+        n_plane_bytes, n_float_bytes: Coded planes; coded byte planes of scales, biases and norms.
+        n_overhead_bytes: The rest: head, manifest, sha256.
+        n_weights, n_kept: Of the coded tensors.
+        entropy_bytes: Zero-order entropy of all sections: what ``n_plane_bytes`` is to be compared with.
+        bits_per_weight: ``8 * n_plane_bytes / n_weights``.
+        fp32_bytes: All tensors as plain float32 (others in their own dtype).
+        seed, digest, arch, meta, tensors: From the manifest.
+    """
+
+    n_bytes: int
+    n_plane_bytes: int
+    n_float_bytes: int
+    n_overhead_bytes: int
+    n_weights: int
+    n_kept: int
+    entropy_bytes: float
+    bits_per_weight: float
+    fp32_bytes: int
+    seed: int | None
+    digest: str
+    arch: dict[str, Any]
+    meta: dict[str, str]
+    tensors: tuple[TensorReport, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def inspect(source: str | os.PathLike[str] | bytes, *, limits: Limits | None = None) -> FileReport:
+    """Reads a file and counts its ones.
+
+    Args:
+        source: Path or bytes of a file.
+        limits: What the file may ask for.
+
+    Raises:
+        FormatError, UnsupportedError, LimitError, IntegrityError: The file is not valid, not known or too large.
+        OSError: The path cannot be read.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    opened = manifest.open_file(data, limits=limits or Limits())
+    records = opened.manifest.tensors
+    n_byte_planes = manifest.n_byte_planes(records)
+    n_float_bytes = sum(blob.n_bytes for blob in opened.manifest.blobs[:n_byte_planes])
+    reports = _tensor_reports(opened, n_byte_planes)
+    coded = [report for report in reports if report.n_planes]
+    n_plane_bytes = sum(report.n_bytes for report in coded)
+    n_weights = sum(report.n_weights for report in coded)
+    return FileReport(
+        n_bytes=len(data),
+        n_plane_bytes=n_plane_bytes,
+        n_float_bytes=n_float_bytes,
+        n_overhead_bytes=len(data) - n_plane_bytes - n_float_bytes,
+        n_weights=n_weights,
+        n_kept=sum(report.n_kept or 0 for report in coded),
+        entropy_bytes=round(sum(report.entropy_bytes for report in coded), 1),
+        bits_per_weight=round(8 * n_plane_bytes / n_weights, 5) if n_weights else 0.0,
+        fp32_bytes=sum(record.n_weights * _n_bytes_plain(record.dtype) for record in records),
+        seed=opened.manifest.seed,
+        digest=opened.manifest.digest,
+        arch=opened.manifest.arch,
+        meta=opened.manifest.meta,
+        tensors=tuple(reports),
+    )
+
+
+def _n_bytes_plain(dtype: str) -> int:
+    return 4 if "F" in dtype else N_BYTES_OF_DTYPE[dtype]
+
+
+def _tensor_reports(opened: Opened, n_byte_planes: int) -> list[TensorReport]:
+    records = opened.manifest.tensors
+    shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
+    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
+    for (described, blob), n_bytes in zip(blobs, floats.plane_lengths(shapes), strict=False):
+        bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where="byte plane")
+    counts = {index: Significance(record.n_weights) for index, record in enumerate(records) if record.planes}
+    found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in counts}
+    for (index, plane, kind), (described, blob) in zip(manifest.bit_sections(records), blobs[n_byte_planes:], strict=True):
+        n_bits = counts[index].n_bits(kind)
+        where = f"{kind} of plane {plane} of {records[index].name!r}"
+        n_ones = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where).n_ones
+        counts[index].see(kind, n_ones)
+        found[index].append((described.coding, described.n_bytes, bitcoding.entropy_bytes(n_ones, n_bits)))
+    return [_report(record, counts.get(index), found.get(index, [])) for index, record in enumerate(records)]
+
+
+def _report(record: Record, counts: Significance | None, found: list[tuple[str, int, float]]) -> TensorReport:
+    return TensorReport(
+        name=record.name,
+        shape=record.shape,
+        dtype=record.dtype,
+        base=record.base if counts else None,
+        n_planes=record.planes or 0,
+        n_weights=record.n_weights,
+        n_kept=counts.n_significant + counts.n_new if counts else None,
+        n_bytes=sum(n_bytes for _, n_bytes, _ in found),
+        entropy_bytes=round(sum(entropy for _, _, entropy in found), 1),
+        codings=tuple(coding for coding, _, _ in found),
+    )

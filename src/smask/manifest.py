@@ -1,0 +1,280 @@
+"""The manifest: canonical JSON to frozen structs and back. No torch, no numpy.
+
+Field rules are the types below, checked by msgspec; rules between fields are in :func:`parse`, in the order of the
+specification. The text must equal its own canonical form (sorted keys, no spaces, defaults left out), so that one
+model has one manifest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+import msgspec
+from msgspec import Meta, Struct
+
+from . import container
+from .container import Limits
+from .errors import FormatError, UnsupportedError
+
+N_BYTES_OF_DTYPE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8,
+}  # fmt: skip
+BASES = ("signed", "uniform", "normal")
+CODINGS = ("raw", "zstd", "gap-zstd")
+AXES = ("tensor", "channel")
+ARCHITECTURES = ("layers", "external")
+MAX_PLANES = 16
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
+Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=512)]
+Dtype: TypeAlias = Literal["BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64"]
+FloatDtype: TypeAlias = Literal["F16", "BF16", "F32", "F64"]
+ParameterDtype: TypeAlias = Literal["F16", "BF16", "F32"]
+
+
+class Blob(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One blob of the body: id of its coding, size in bytes."""
+
+    coding: str
+    n_bytes: Count
+
+
+class Scale(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A float parameter of a coded tensor: one value a tensor or one a channel (dimension 0), and its stored dtype."""
+
+    axis: str
+    stored: ParameterDtype
+
+
+class Record(Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor. With ``planes`` it is coded over a base, without it is stored as it is.
+
+    Attributes:
+        name: State-dict name.
+        shape: Dimensions.
+        dtype: Dtype of the decoded tensor.
+        stored: Plain tensors: dtype of the stored values, widened exactly to ``dtype``.
+        planes: Coded tensors: number of ordered bit planes.
+        base, stream: Coded tensors: kind of the base and its stream of the generator.
+        flip: Coded tensors: whether kept weights carry a flip bit.
+        scale, offset: Coded tensors: float parameters.
+    """
+
+    name: Name
+    shape: Annotated[tuple[Count, ...], Meta(max_length=8)]
+    dtype: Dtype = "F32"
+    stored: Dtype | None = None
+    planes: Annotated[int, Meta(ge=1, le=MAX_PLANES)] | None = None
+    base: str = "signed"
+    stream: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
+    flip: bool = False
+    scale: Scale | None = None
+    offset: Scale | None = None
+
+    @property
+    def n_weights(self) -> int:
+        """Number of elements, a Python integer that cannot overflow."""
+        return math.prod(self.shape)
+
+    def parameters(self) -> list[tuple[int, str]]:
+        """Stored float values of this record, in file order, as (count, stored dtype)."""
+        if self.planes is None:
+            return [(self.n_weights, cast(str, self.stored))]
+        return [
+            (self.shape[0] if part.axis == "channel" else 1, part.stored)
+            for part in (self.scale, self.offset)
+            if part is not None
+        ]
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file says of itself.
+
+    Attributes:
+        tensors: Records in state-dict order.
+        blobs: Blobs of the body in file order.
+        digest: sha256 over the reconstructed tensors, 64 lower-case hexadecimal digits.
+        seed: Seed of the generator; coded tensors need it.
+        arch: Architecture, interpreted by :mod:`smask.architectures`.
+        meta: Free text by the author; it has no effect on decoding.
+        extensions: Fields of later versions that declare themselves ignorable.
+    """
+
+    tensors: tuple[Record, ...]
+    blobs: tuple[Blob, ...]
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    arch: dict[str, Any]
+    seed: Annotated[int, Meta(ge=0)] | None = None
+    meta: dict[str, str] = {}
+    extensions: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose envelope, manifest, length and sha256 are checked; blobs are still coded."""
+
+    manifest: Manifest
+    blobs: tuple[memoryview, ...]
+    n_bytes: int
+
+
+def emit(manifest: Manifest) -> bytes:
+    """The canonical text of a manifest."""
+    fields = _without_defaults(manifest)
+    extensions = fields.pop("extensions", {})
+    return canonical(fields | {"tensors": [_without_defaults(record) for record in manifest.tensors]} | extensions)
+
+
+def _without_defaults(struct: Struct) -> dict[str, Any]:
+    # msgspec's own omit_defaults compares strings by identity.
+    values = {field.name: (getattr(struct, field.name), field) for field in msgspec.structs.fields(struct)}
+    return {
+        name: value
+        for name, (value, field) in values.items()
+        if field.required or (value != field.default and not (field.default_factory is dict and value == {}))
+    }
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no spaces, UTF-8."""
+    return msgspec.json.encode(value, order="sorted")
+
+
+def parse(text: bytes, *, limits: Limits) -> Manifest:
+    """Reads a manifest and checks every rule that needs no blob.
+
+    Raises:
+        FormatError: Text, types, values or relations between fields are wrong.
+        UnsupportedError: A field, base, coding or architecture of a later version.
+        LimitError: More tensors or weights than ``limits`` allow.
+    """
+    try:
+        fields = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError("M-01", "manifest", str(error), "JSON") from None
+    if not isinstance(fields, dict):
+        raise FormatError("M-01", "manifest", type(fields).__name__, "a JSON object")
+    if canonical(fields) != text:
+        raise FormatError("M-02", "manifest", "another spelling", "canonical JSON: sorted keys, once each, no spaces")
+    extensions = _take_extensions(fields, Manifest, "manifest")
+    for index, record in enumerate(_objects(fields.get("tensors"))):
+        # Records take no ignorable fields: whatever is said of a tensor must be understood.
+        unknown = sorted(set(record) - set(Record.__struct_fields__))
+        if unknown:
+            raise UnsupportedError(f"manifest field tensors[{index}]", unknown[0], Record.__struct_fields__)
+    try:
+        manifest = msgspec.convert(fields | {"extensions": extensions}, Manifest, strict=True)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at ")
+        raise FormatError("M-03", f"manifest {where.strip('`') or '$'}", message, "the type of the field table") from None
+    if emit(manifest) != text:
+        raise FormatError("M-04", "manifest", "a field that spells out its default", "defaults left out")
+    _check(manifest, limits)
+    return manifest
+
+
+def open_file(data: bytes | memoryview, *, limits: Limits) -> Opened:
+    """Checks everything about a file but the content of its blobs.
+
+    Raises:
+        FormatError, UnsupportedError, LimitError, IntegrityError: As the envelope and :func:`parse` say.
+    """
+    envelope = container.unpack(data, limits=limits)
+    manifest = parse(envelope.manifest_text, limits=limits)
+    blobs = container.split(envelope, [blob.n_bytes for blob in manifest.blobs])
+    return Opened(manifest, tuple(blobs), len(data))
+
+
+def n_byte_planes(manifest_tensors: tuple[Record, ...]) -> int:
+    """Number of byte planes of the float parameters: the widest stored dtype."""
+    return max((N_BYTES_OF_DTYPE[dtype] for record in manifest_tensors for _, dtype in record.parameters()), default=0)
+
+
+def bit_sections(tensors: tuple[Record, ...]) -> list[tuple[int, int, str]]:
+    """Bit blobs in file order as (tensor index, plane, kind): plane-major, so that a prefix is a coarser model."""
+    sections = []
+    for plane in reversed(range(max((record.planes or 0 for record in tensors), default=0))):
+        for index, record in enumerate(tensors):
+            if (record.planes or 0) > plane:
+                sections.append((index, plane, "significance"))
+                if record.flip:
+                    sections.append((index, plane, "flip"))
+                if plane < (record.planes or 0) - 1:
+                    sections.append((index, plane, "refinement"))
+    return sections
+
+
+def _take_extensions(fields: dict[str, Any], struct: type[Struct], where: str) -> dict[str, Any]:
+    known = set(struct.__struct_fields__) - {"extensions"}
+    extensions = {}
+    for name in sorted(set(fields) - known):
+        value = fields[name]
+        if not (isinstance(value, dict) and value.get("must_understand") is False):
+            raise UnsupportedError(f"{where} field", name, tuple(sorted(known)))
+        extensions[name] = fields.pop(name)
+    return extensions
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _check(manifest: Manifest, limits: Limits) -> None:
+    limits.check("max_tensors", len(manifest.tensors))
+    limits.check("max_weights", sum(record.n_weights for record in manifest.tensors))
+    names = [record.name for record in manifest.tensors]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FormatError("M-05", "manifest tensors", f"{twice!r} twice", "distinct names")
+    for index, record in enumerate(manifest.tensors):
+        _check_record(record, f"manifest tensors[{index}] {record.name!r}")
+    if any(record.planes for record in manifest.tensors) and manifest.seed is None:
+        raise FormatError("M-08", "manifest seed", "none", "a seed, since a tensor is coded over a seeded base")
+    if (manifest.seed or 0) >= 2**64:
+        raise FormatError("M-08", "manifest seed", manifest.seed, "below 2**64")
+    for blob in manifest.blobs:
+        if blob.coding not in CODINGS:
+            raise UnsupportedError("coding", blob.coding, CODINGS)
+    want = n_byte_planes(manifest.tensors) + len(bit_sections(manifest.tensors))
+    if len(manifest.blobs) != want:
+        raise FormatError("M-09", "manifest blobs", f"{len(manifest.blobs)} blobs", f"{want} blobs")
+    kind = manifest.arch.get("kind", "layers")
+    if kind not in ARCHITECTURES:
+        raise UnsupportedError("architecture kind", kind, ARCHITECTURES)
+
+
+def _check_record(record: Record, where: str) -> None:
+    if record.planes is None:
+        extra = [name for name in ("scale", "offset") if getattr(record, name) is not None]
+        extra += [name for name, default in (("base", "signed"), ("stream", 0), ("flip", False)) if getattr(record, name) != default]
+        if extra:
+            raise FormatError("M-06", where, f"{extra[0]} without planes", "only name, shape, dtype and stored")
+        if record.stored is None:
+            raise FormatError("M-06", where, "neither planes nor stored", "one of the two")
+        if not widens_exactly(record.stored, record.dtype):
+            raise FormatError("M-06", where, f"stored as {record.stored}", f"a dtype that widens exactly to {record.dtype}")
+        return
+    if record.stored is not None:
+        raise FormatError("M-07", where, "both planes and stored", "one of the two")
+    if record.base not in BASES:
+        raise UnsupportedError("base", record.base, BASES)
+    if record.scale is None:
+        raise FormatError("M-07", where, "no scale", "a scale, since the tensor is coded")
+    if record.dtype not in ("F16", "BF16", "F32", "F64"):
+        raise FormatError("M-07", where, f"dtype {record.dtype}", "a float dtype")
+    if not record.shape:
+        raise FormatError("M-07", where, "no dimension", "at least one dimension")
+    for part in (record.scale, record.offset):
+        if part is not None and part.axis not in AXES:
+            raise UnsupportedError("axis", part.axis, AXES)
+
+
+def widens_exactly(stored: str, dtype: str) -> bool:
+    """Whether every value of ``stored`` is a value of ``dtype``."""
+    wider = {
+        "BOOL": "BOOL", "U8": "U8 I16 I32 I64", "I8": "I8 I16 I32 I64", "I16": "I16 I32 I64", "I32": "I32 I64",
+        "I64": "I64", "F16": "F16 F32 F64", "BF16": "BF16 F32 F64", "F32": "F32 F64", "F64": "F64",
+    }  # fmt: skip
+    return dtype in wider[stored].split()

@@ -1,0 +1,191 @@
+"""The named nets of the literature as architectures. No torch.
+
+============= ===================================================================================
+name          source
+============= ===================================================================================
+lenet-300-100 LeCun et al., "Gradient-based learning applied to document recognition", 1998
+mlp:A-B-...   any widths, inputs first and classes last
+mnist-cnn     the convolutional example of the PyTorch repository (examples/mnist)
+conv2,4,6     Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, figure 2
+conv8         Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", 2020, section 4
+resnet20...56 He et al., "Deep Residual Learning", CVPR 2016, section 4.2, shortcut option A; parameter
+              names as in the public checkpoints of akamaster/pytorch_resnet_cifar10
+============= ===================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from .errors import ArchitectureError, ArgumentError, UnsupportedError
+
+Layer: TypeAlias = str | dict[str, Any]
+NAMES = ("lenet-300-100", "mlp:784-300-100-10", "mnist-cnn", "conv2", "conv4", "conv6", "conv8", "resnet20", "resnet32", "resnet44", "resnet56")  # fmt: skip
+
+
+def architecture(
+    name: str,
+    *,
+    input_shape: Sequence[int] | None = None,
+    n_classes: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """Architecture of a named net or of a JSON file.
+
+    Args:
+        name: One of :data:`NAMES` (``mlp:`` with any widths), or the path of a ``.json`` file.
+        input_shape: Shape of one input where it is not the one of the literature.
+        n_classes: Outputs where there are not ten.
+        mean, std: Normalisation of the inputs, per channel or a single value; put first in the net.
+
+    Returns:
+        The ``arch`` object of a manifest.
+
+    Raises:
+        UnsupportedError: An unknown name.
+        ArgumentError: A file that cannot be read or is no JSON object, or unusable widths.
+        ArchitectureError: The net does not fit the input or the classes.
+    """
+    if name.endswith(".json"):
+        return _from_file(Path(name))
+    family, _, widths = name.partition(":")
+    if family == "lenet-300-100" and not widths:
+        shape, layers = _mlp(_shape(input_shape, (1, 28, 28)), [300, 100], n_classes or 10)
+    elif family == "mlp" and widths:
+        shape, layers = _mlp_of_widths(widths, input_shape, n_classes)
+    elif family in _NETS and not widths:
+        default, net = _NETS[family]
+        shape = _shape(input_shape, default)
+        if len(shape) != 3:
+            raise ArchitectureError((f"{name} takes images [channels, height, width], the data is {list(shape)}",))
+        layers = net(shape, n_classes or 10)
+    else:
+        raise UnsupportedError("architecture", name, NAMES)
+    if mean is not None and std is not None:
+        named = any(isinstance(layer, dict) and "name" in layer for layer in layers)
+        normalize: Layer = {"op": "normalize", "mean": list(mean), "std": list(std)}
+        layers = [normalize | {"name": "normalize"} if named and isinstance(normalize, dict) else normalize, *layers]
+    return {"input": list(shape), "layers": layers}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        arch = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArgumentError("arch", str(path), f"a readable JSON file ({error})") from None
+    if not isinstance(arch, dict):
+        raise ArgumentError("arch", str(path), "a JSON object with layers")
+    return arch
+
+
+def _shape(given: Sequence[int] | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    return default if given is None else tuple(given)
+
+
+def _mlp(shape: tuple[int, ...], hidden: Sequence[int], n_classes: int) -> tuple[tuple[int, ...], list[Layer]]:
+    widths = [math.prod(shape), *hidden, n_classes]
+    layers: list[Layer] = [] if len(shape) == 1 else ["flatten"]
+    for inputs, outputs in zip(widths, widths[1:], strict=False):
+        layers += [{"op": "linear", "inputs": inputs, "outputs": outputs}, "relu"]
+    return shape, layers[:-1]
+
+
+def _mlp_of_widths(text: str, input_shape: Sequence[int] | None, n_classes: int | None) -> tuple[tuple[int, ...], list[Layer]]:
+    parts = text.split("-")
+    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
+        raise ArgumentError("arch", f"mlp:{text}", "widths like mlp:784-300-100-10")
+    widths = [int(part) for part in parts]
+    shape = _shape(input_shape, (widths[0],))
+    differences = []
+    if math.prod(shape) != widths[0]:
+        differences.append(f"mlp:{text} takes {widths[0]} inputs, the data has {math.prod(shape)}")
+    if n_classes is not None and n_classes != widths[-1]:
+        differences.append(f"mlp:{text} has {widths[-1]} outputs, the data has {n_classes} classes")
+    if differences:
+        raise ArchitectureError(tuple(differences))
+    return _mlp(shape, widths[1:-1], widths[-1])
+
+
+def _conv(inputs: int, outputs: int, **options: Any) -> Layer:
+    return {"op": "conv2d", "inputs": inputs, "outputs": outputs, "kernel": 3, **options}
+
+
+def _mnist_cnn(shape: tuple[int, ...], n_classes: int) -> list[Layer]:
+    side = _sides(shape, lambda size: (size - 4) // 2, "mnist-cnn")
+    return [
+        _conv(shape[0], 32), "relu", _conv(32, 64), "relu", {"op": "max-pool-2d", "kernel": 2},
+        {"op": "dropout", "p": 0.25}, "flatten", {"op": "linear", "inputs": 64 * side, "outputs": 128}, "relu",
+        {"op": "dropout", "p": 0.5}, {"op": "linear", "inputs": 128, "outputs": n_classes},
+    ]  # fmt: skip
+
+
+def _sides(shape: tuple[int, ...], shrink: Callable[[int], int], name: str) -> int:
+    """Pixels left of an image after the convolutions and pools of a net."""
+    sides = [shrink(size) for size in shape[1:]]
+    if min(sides) < 1:
+        raise ArchitectureError((f"{name} shrinks an image of {shape[1]} x {shape[2]} pixels to nothing",))
+    return math.prod(sides)
+
+
+def _conv_net(n_convolutions: int) -> Callable[[tuple[int, ...], int], list[Layer]]:
+    def net(shape: tuple[int, ...], n_classes: int) -> list[Layer]:
+        n_pools = n_convolutions // 2
+        layers: list[Layer] = []
+        channels = shape[0]
+        for pool in range(n_pools):
+            for _ in range(2):
+                layers += [_conv(channels, 64 << pool, padding=1), "relu"]
+                channels = 64 << pool
+            layers.append({"op": "max-pool-2d", "kernel": 2})
+        side = _sides(shape, lambda size: size >> n_pools, f"conv{n_convolutions}")
+        _, classifier = _mlp((channels * side,), [256, 256], n_classes)
+        return [*layers, "flatten", *classifier]
+
+    return net
+
+
+def _resnet(depth: int) -> Callable[[tuple[int, ...], int], list[Layer]]:
+    def net(shape: tuple[int, ...], n_classes: int) -> list[Layer]:
+        layers: list[Layer] = [
+            _conv(shape[0], 16, padding=1, bias=False, name="conv1"), {"op": "batch-norm-2d", "features": 16, "name": "bn1"}, "relu",
+        ]  # fmt: skip
+        channels = 16
+        for stage, outputs in enumerate((16, 32, 64)):
+            blocks = []
+            for block in range((depth - 2) // 6):
+                blocks.append(_resnet_block(channels, outputs, 2 if stage and not block else 1))
+                channels = outputs
+            layers.append({"op": "stack", "name": f"layer{stage + 1}", "layers": blocks})
+        return [*layers, "global-average-pool", {"op": "linear", "inputs": 64, "outputs": n_classes, "name": "linear"}]
+
+    return net
+
+
+def _resnet_block(inputs: int, outputs: int, stride: int) -> Layer:
+    strided = {} if stride == 1 else {"stride": stride}
+    block: dict[str, Any] = {
+        "op": "residual",
+        "relu": True,
+        "body": [
+            _conv(inputs, outputs, padding=1, bias=False, name="conv1", **strided),
+            {"op": "batch-norm-2d", "features": outputs, "name": "bn1"},
+            "relu",
+            _conv(outputs, outputs, padding=1, bias=False, name="conv2"),
+            {"op": "batch-norm-2d", "features": outputs, "name": "bn2"},
+        ],
+    }
+    if inputs != outputs or stride != 1:
+        block["shortcut"] = [{"op": "pad-shortcut", "inputs": inputs, "outputs": outputs, **strided}]
+    return block
+
+
+_NETS: dict[str, tuple[tuple[int, ...], Callable[[tuple[int, ...], int], list[Layer]]]] = {
+    "mnist-cnn": ((1, 28, 28), _mnist_cnn),
+    **{f"conv{n}": ((3, 32, 32), _conv_net(n)) for n in (2, 4, 6, 8)},
+    **{f"resnet{depth}": ((3, 32, 32), _resnet(depth)) for depth in (20, 32, 44, 56)},
+}

@@ -1,0 +1,49 @@
+"""What a module needs to be written again: seed, architecture and coded tensors, carried by the module itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .errors import ArgumentError
+from .reconstruction import CodedTensor
+
+ATTRIBUTE = "smask_recipe"
+EXTERNAL: Mapping[str, Any] = {"kind": "external"}
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """Everything of a file that is not a plain tensor.
+
+    Attributes:
+        seed: Seed of the generator.
+        coded: Coded tensors by state-dict name.
+        arch: Architecture as the manifest holds it.
+        meta: Free text by the author.
+    """
+
+    seed: int
+    coded: Mapping[str, CodedTensor]
+    arch: Mapping[str, Any] = field(default_factory=lambda: dict(EXTERNAL))
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+def attach(model: nn.Module, recipe: Recipe) -> None:
+    """Makes a module carry its recipe; copies and pickles of the module carry it too."""
+    setattr(model, ATTRIBUTE, recipe)
+
+
+def recipe_of(model: nn.Module) -> Recipe:
+    """The recipe that a module carries.
+
+    Raises:
+        ArgumentError: It carries none.
+    """
+    recipe = getattr(model, ATTRIBUTE, None)
+    if not isinstance(recipe, Recipe):
+        raise ArgumentError("model", type(model).__name__, "a model from smask.find_masks or smask.load")
+    return recipe

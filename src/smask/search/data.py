@@ -1,0 +1,221 @@
+"""Labelled data for a search: bundled digits, a folder of idx files, an ``.npz`` of four arrays."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+IDX_FILES = {
+    "x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels",
+}  # fmt: skip
+IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+MAX_CLASSES = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Inputs and labels, split for training and testing.
+
+    Attributes:
+        name: Where it came from.
+        x_train, x_test: uint8 or float32 [N, ...] on the CPU; images are [N, channels, height, width].
+        y_train, y_test: int64 [N].
+        top: Value of a full uint8 input; inputs are divided by it, so that the net sees [0, 1].
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    top: float = 255.0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.x_train.shape[1:])
+
+    @property
+    def n_classes(self) -> int:
+        """Largest training label plus one."""
+        return int(self.y_train.max()) + 1
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the training inputs, a channel (or all features together), four digits."""
+        axes = (0, 2, 3) if self.x_train.dim() == 4 else None
+        x = self.x_train.numpy()
+        mean = np.atleast_1d(x.mean(axis=axes, dtype=np.float64))
+        std = np.atleast_1d(x.std(axis=axes, dtype=np.float64))
+        scale = self.top if self.x_train.dtype == torch.uint8 else 1.0
+        return [round(float(m) / scale, 4) for m in mean], [max(round(float(s) / scale, 4), 0.0001) for s in std]
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the net sees: float32, uint8 divided by ``top``."""
+        return x.to(torch.float32) / self.top if x.dtype == torch.uint8 else x
+
+
+class Batches:
+    """Shuffled training batches on a device; every pass over it is a new epoch of the same seeded sequence.
+
+    Args:
+        dataset: What to draw from.
+        batch_size: Inputs a batch; the last, incomplete one is left out unless it is the only one.
+        seed: Of the order and the shifts.
+        shift: Images are moved by up to this many pixels in both directions, each by itself.
+        device: Where batches are wanted.
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        self.dataset, self.shift, self.device = dataset, shift, torch.device(device)
+        self.batch_size = min(batch_size, len(dataset.x_train))
+        self.random = torch.Generator().manual_seed(seed % 2**63)
+        self.x = dataset.x_train.to(device)
+        self.y = dataset.y_train.to(device)
+
+    def __len__(self) -> int:
+        return len(self.x) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.x), generator=self.random)
+        for batch in range(len(self)):
+            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            chosen = index.to(self.device)
+            x = self.dataset.inputs(self.x[chosen])
+            if self.shift and x.dim() == 4:
+                x = shifted(x, self.shift, self.random)
+            yield x, self.y[chosen]
+
+
+def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
+    """Every image moved by its own random number of pixels, up to ``shift``; the border value at its corner fills in.
+
+    Args:
+        x: float32 [N, channels, height, width].
+        shift: Largest move in pixels.
+        random: CPU generator.
+    """
+    n, _, height, width = x.shape
+    moves = torch.randint(0, 2 * shift + 1, (n, 2), generator=random).to(x.device)
+    padded = torch.nn.functional.pad(x, (shift,) * 4, mode="replicate")
+    rows = (moves[:, :1] + torch.arange(height, device=x.device))[:, None, :, None]
+    columns = (moves[:, 1:] + torch.arange(width, device=x.device))[:, None, None, :]
+    image = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
+    return padded[image, channel, rows, columns]
+
+
+def load_dataset(source: str) -> Dataset:
+    """Data named on the command line.
+
+    Args:
+        source: ``digits``, a folder of idx files (``.gz`` or not), or an ``.npz`` with ``x_train, y_train, x_test,
+            y_test`` (images NHWC, NCHW or NHW; uint8 is divided by 255, floats are taken as they are).
+
+    Raises:
+        DataError: Missing, unreadable or inconsistent data.
+    """
+    if source == "digits":
+        return digits()
+    path = Path(source)
+    if path.is_dir():
+        arrays = {name: _idx_file(path, stem) for name, stem in IDX_FILES.items()}
+    elif path.suffix == ".npz" and path.is_file():
+        arrays = _npz(path)
+    elif path.exists():
+        raise DataError(source, "neither 'digits', nor a folder of idx files, nor an .npz file")
+    else:
+        raise DataError(source, "not found; give 'digits', a folder of idx files or an .npz file")
+    return _dataset(source, arrays)
+
+
+def digits() -> Dataset:
+    """The 1,797 handwritten 8 x 8 digits bundled with scikit-learn; every fifth is a test image."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    images = torch.from_numpy(x.astype(np.uint8)).reshape(-1, 1, 8, 8)
+    labels = torch.from_numpy(y.astype(np.int64))
+    test = torch.arange(len(labels)) % 5 == 4
+    return Dataset("digits", images[~test], labels[~test], images[test], labels[test], top=16.0)
+
+
+def _idx_file(folder: Path, stem: str) -> np.ndarray:
+    found = sorted(path for path in folder.iterdir() if path.name.startswith(stem))
+    if not found:
+        raise DataError(str(folder), f"no file that begins with {stem}")
+    path = found[0]
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(str(path), f"unreadable: {error}") from None
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_DTYPES or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(str(path), "not an idx file")
+    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
+    dtype = np.dtype(IDX_DTYPES[raw[2]])
+    want = 4 + 4 * raw[3] + math.prod(shape) * dtype.itemsize
+    if len(raw) != want:
+        raise DataError(str(path), f"{len(raw)} bytes, its header asks for {want}")
+    return np.frombuffer(raw, dtype, offset=4 + 4 * raw[3]).reshape(shape)
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [name for name in IDX_FILES if name not in archive.files]
+            if missing:
+                raise DataError(str(path), f"no array {missing[0]}; it has {', '.join(archive.files) or 'none'}")
+            return {name: archive[name] for name in IDX_FILES}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(str(path), f"unreadable: {error}") from None
+
+
+def _dataset(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = arrays[f"y_{part}"] = y[:, 0]
+        if x.ndim < 2 or y.ndim != 1:
+            raise DataError(source, f"x_{part} has shape {x.shape} and y_{part} {y.shape}, want [N, ...] and [N]")
+        if len(x) != len(y) or not len(x):
+            raise DataError(source, f"x_{part} has {len(x)} inputs and y_{part} {len(y)} labels")
+        if not np.issubdtype(y.dtype, np.integer):
+            raise DataError(source, f"y_{part} holds {y.dtype}, want integers")
+        if not (np.issubdtype(x.dtype, np.floating) or x.dtype == np.uint8):
+            raise DataError(source, f"x_{part} holds {x.dtype}, want uint8 or floats")
+        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+            raise DataError(source, f"x_{part} holds values that are not finite")
+    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:] or arrays["x_train"].dtype != arrays["x_test"].dtype:
+        raise DataError(source, "x_train and x_test differ in shape or dtype")
+    n_classes = int(arrays["y_train"].max()) + 1
+    for part in ("train", "test"):
+        low, high = int(arrays[f"y_{part}"].min()), int(arrays[f"y_{part}"].max())
+        if low < 0 or high >= min(n_classes, MAX_CLASSES):
+            allowed = min(n_classes, MAX_CLASSES) - 1
+            raise DataError(source, f"y_{part} has labels {low} to {high}, want 0 to {allowed}")
+    tensors = {name: _inputs(array) if name[0] == "x" else torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+    return Dataset(source, **tensors)
+
+
+def _inputs(array: np.ndarray) -> Tensor:
+    """Images as NCHW, everything else as it is; uint8 stays, floats become float32."""
+    array = np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.float32))
+    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if tensor.dim() == 3:
+        return tensor[:, None]
+    if tensor.dim() == 4 and tensor.shape[3] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
+        return tensor.permute(0, 3, 1, 2).contiguous()
+    return tensor
