@@ -39,9 +39,16 @@ def hexed(tensor: torch.Tensor) -> str:
 
 
 def philox_text() -> str:
-    lines = ["# kat: counter, key, expected, from kat_vectors of Random123; words: seed stream start, then 32-bit words"]
+    lines = [
+        "# kat: counter, key, expected, from kat_vectors of Random123; words: seed stream start, then 32-bit words"
+    ]
     lines += [" ".join(("kat", *row)) for row in philox.KNOWN_ANSWERS]
-    for seed, stream, start in ((0, 0, 0), (1, 2, 3), (2**64 - 1, 2**32 - 1, 2**33 + 1), (0x0123456789ABCDEF, 42, 2**40 - 2)):
+    for seed, stream, start in (
+        (0, 0, 0),
+        (1, 2, 3),
+        (2**64 - 1, 2**32 - 1, 2**33 + 1),
+        (0x0123456789ABCDEF, 42, 2**40 - 2),
+    ):
         words = philox.words_reference(seed, stream, start=start, n_words=9).tolist()
         lines.append(f"words {seed} {stream} {start} " + " ".join(f"{word & philox.MASK:08x}" for word in words))
     return "\n".join(lines) + "\n"
@@ -81,21 +88,26 @@ def bitcoding_vectors() -> dict[str, Any]:
         raw, gaps = bits.packed.tobytes(), bitcoding.gaps_reference(bits)
         blobs = {"raw": raw, "zstd": compress(raw, level=19), "gap-zstd": compress(gaps, level=19)}
         accept.append({"n_bits": n, "bits": raw.hex(), "blobs": {coding: blob.hex() for coding, blob in blobs.items()}})
-    frame = compress(b"\x01\x02", level=19)
+    frame, empty = compress(b"\x01\x02", level=19), compress(b"", level=19)
     reject = [
         ("raw", 9, b"\xff\x02", "B-01"), ("zstd", 9, compress(b"\xff\x02", level=19), "B-01"),
-        ("raw", 9, b"\xff", "B-02"), ("raw", 9, b"\xff\x01\x00", "B-02"), ("zstd", 24, frame, "Z-01"),
+        ("raw", 9, b"\xff", "B-02"), ("raw", 9, b"\xff\x01\x00", "B-02"), ("zstd", 24, frame, "B-03"),
         ("zstd", 16, frame[:-1], "Z-01"), ("zstd", 16, frame + b"\x00", "Z-01"), ("zstd", 16, b"", "Z-01"),
-        ("zstd", 16, frame[:-1] + bytes([frame[-1] ^ 1]), "Z-01"), ("gap-zstd", 4, frame, "B-05"),
+        ("zstd", 16, frame[:-1] + bytes([frame[-1] ^ 1]), "Z-01"), ("gap-zstd", 4, frame, "B-05"), ("gap-zstd", 1, frame, "B-07"),
         ("gap-zstd", 300, compress(b"\x01\xff", level=19), "B-06"),
         ("gap-zstd", 255, compress(b"\xff\x00", level=19), "B-05"),
+        # Empty content, checksum wrong; empty content, cut; a dictionary-id field of zero.
+        ("gap-zstd", 9, empty[:-1] + bytes([empty[-1] ^ 1]), "Z-01"), ("gap-zstd", 9, empty[:6], "Z-01"),
+        ("zstd", 16, frame[:4] + bytes([frame[4] | 1, 0]) + frame[5:], "Z-01"),
         # A skippable frame declares no content; a frame without checksum is not one of ours.
         ("zstd", 16, bytes.fromhex("502a4d1802000000") + b"ab", "Z-01"),
         ("zstd", 8, bytes.fromhex("28b52ffd200109000041"), "Z-01"),
     ]  # fmt: skip
     return {
         "accept": accept,
-        "reject": [{"coding": coding, "n_bits": n, "blob": blob.hex(), "clause": clause} for coding, n, blob, clause in reject],
+        "reject": [
+            {"coding": coding, "n_bits": n, "blob": blob.hex(), "clause": clause} for coding, n, blob, clause in reject
+        ],
     }
 
 
@@ -125,15 +137,18 @@ def coded_cases() -> Iterator[tuple[int, CodedTensor]]:
         n = int(np.prod(shape))
         magnitudes = random.geometric(0.3, n) - 1 & (1 << n_planes) - 1
         scale = torch.from_numpy(random.uniform(0.01, 2, 1 if axis == "tensor" else shape[0]).astype(np.float32))
-        yield seed, CodedTensor(
-            shape=shape,
-            stream=int(random.integers(0, 2**32)),
-            planes=tuple(torch.from_numpy(packed(magnitudes >> p & 1)) for p in reversed(range(n_planes))),
-            scale=scale * torch.tensor([-1.0, 0.0]) if axis == "negative" else scale,
-            base=base,
-            flip=torch.from_numpy(packed((random.random(n) < 0.5) & (magnitudes > 0))) if flip else None,
-            offset=None if offset is None else torch.tensor([offset]),
-            dtype=dtype,
+        yield (
+            seed,
+            CodedTensor(
+                shape=shape,
+                stream=int(random.integers(0, 2**32)),
+                planes=tuple(torch.from_numpy(packed(magnitudes >> p & 1)) for p in reversed(range(n_planes))),
+                scale=scale * torch.tensor([-1.0, 0.0]) if axis == "negative" else scale,
+                base=base,
+                flip=torch.from_numpy(packed((random.random(n) < 0.5) & (magnitudes > 0))) if flip else None,
+                offset=None if offset is None else torch.tensor([offset]),
+                dtype=dtype,
+            ),
         )
 
 
@@ -153,8 +168,16 @@ def model_file(coded: dict[str, CodedTensor], plain: dict[str, torch.Tensor], *,
     return smask.encode(state, Recipe(seed, coded, **recipe))
 
 
+def small_halves() -> CodedTensor:
+    """Weights that become subnormal, infinite or a signed zero in F16."""
+    mask = torch.full((4,), 255, dtype=torch.uint8)
+    return CodedTensor((4, 8), 1, (mask,), torch.tensor([2.0**-30, 2.0**-20, 1.0, 2.0**17]), dtype=torch.float16)
+
+
 def single(mask: list[int], shape: tuple[int, ...], scale: list[float], **fields: Any) -> CodedTensor:
-    return CodedTensor(shape, fields.pop("stream", 0), (torch.from_numpy(packed(np.array(mask))),), torch.tensor(scale), **fields)
+    return CodedTensor(
+        shape, fields.pop("stream", 0), (torch.from_numpy(packed(np.array(mask))),), torch.tensor(scale), **fields
+    )
 
 
 def example() -> bytes:
@@ -171,15 +194,20 @@ def accepted() -> dict[str, bytes]:
         name: single((torch.rand(shape, generator=random) < density).tolist(), shape, torch.rand(shape[0], generator=random).bfloat16().tolist(), stream=stream)
         for stream, ((name, shape), density) in enumerate(zip(shapes.items(), (0.05, 0.2, 0.5), strict=True))
     }  # fmt: skip
-    biases = {f"{name[0]}.bias": torch.randn(shape[0], generator=random).bfloat16().float() for name, shape in shapes.items()}
+    biases = {
+        f"{name[0]}.bias": torch.randn(shape[0], generator=random).bfloat16().float() for name, shape in shapes.items()
+    }
     in_order = [f"{layer}.{part}" for layer in (1, 3, 5) for part in ("weight", "bias")]
-    state = {name: reconstruction.reconstruct_reference(masked[name], 3) if name in masked else biases[name] for name in in_order}
+    state = {
+        name: reconstruction.reconstruct_reference(masked[name], 3) if name in masked else biases[name]
+        for name in in_order
+    }
     planes_of = dict(enumerate(coded_cases()))
     same_seed = {f"t{index}": coded for index, (_, coded) in planes_of.items()}
     plain = {
         "counter": torch.tensor(70_000), "flags": torch.tensor([True, False, True]), "empty": torch.zeros(0, 3),
         "half": torch.tensor([1.5, -0.0, float("inf")], dtype=torch.float16), "single": torch.tensor([0.1, float("nan")]),
-        "double": torch.tensor([0.1, 2.0**-1070], dtype=torch.float64), "bytes": torch.arange(5, dtype=torch.uint8),
+        "double": torch.tensor([0.1, 2.0**-1070], dtype=torch.float64), "nan": torch.tensor([0.5, float("nan")]), "bytes": torch.arange(5, dtype=torch.uint8),
         "small": torch.tensor([-3], dtype=torch.int8), "wide": torch.tensor([-(2**40)]), "exact": torch.tensor([0.25, 3.0], dtype=torch.float64),
     }  # fmt: skip
     return {
@@ -188,6 +216,27 @@ def accepted() -> dict[str, bytes]:
         "planes": model_file(same_seed, {}, seed=11),
         "plain": smask.encode(plain, Recipe(0, {})),
         "empty": smask.encode({}, Recipe(0, {})),
+        "wide-but-empty": smask.encode(
+            {"é ü": torch.tensor([1.0]), "none": torch.zeros(0, dtype=torch.float64)},
+            Recipe(0, {}, meta={'\x1f\x7f"\\/\n': "𝄞"}),
+        ),
+        "numbers": smask.encode(
+            {},
+            Recipe(
+                0,
+                {},
+                {
+                    "layers": [
+                        {
+                            "op": "normalize",
+                            "mean": [0.1307, -0.0, 1e-05, 9.5e-06, 1e15, 1e16, 1.5e300, 5e-324],
+                            "std": [1.0, 0.5, 7.0, 123456.789, 1e-4, 2.5e-7, 1e22, 0.1],
+                        }
+                    ]
+                },
+            ),
+        ),
+        "halves": model_file({"w": small_halves()}, {}, seed=2),
         "extension": rewritten(example(), lambda fields: fields.update(later={"must_understand": False, "x": 1})),
     }
 
@@ -231,6 +280,14 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "no-seed": (lambda fields: fields.pop("seed"), "FormatError", "M-08"),
         "seed-too-large": (lambda fields: fields.update(seed=2**64), "FormatError", "M-08"),
         "blob-missing": (lambda fields: fields["blobs"].pop(), "FormatError", "M-09"),
+        "seed-without-coded": (lambda fields: fields.update(tensors=[{"name": "a", "shape": [1], "stored": "F32"}]), "FormatError", "M-08"),
+        "parameter-too-wide": (set_record(scale=["tensor", "F64"]), "FormatError", "M-07"),
+        "control-character": (set_record(name="a\0b"), "FormatError", "M-03"),
+        "integer-with-point": (set_record(planes=1.0), "FormatError", "M-03"),
+        "field-missing": (lambda fields: fields.pop("digest"), "FormatError", "M-03"),
+        "external-with-layers": (lambda fields: fields.update(arch={"kind": "external", "layers": []}), "FormatError", "M-12"),
+        "unknown-dtype": (set_record(dtype="F8_E4M3"), "UnsupportedError", None),
+        "scales-without-weights": (set_record(shape=[2**40, 0], scale=["channel", "F32"]), "LimitError", None),
         "unknown-field": (lambda fields: fields.update(later=1), "UnsupportedError", None),
         "must-understand": (lambda fields: fields.update(later={"must_understand": True}), "UnsupportedError", None),
         "unknown-record-field": (set_record(later={"must_understand": False}), "UnsupportedError", None),
@@ -266,6 +323,16 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "white-space": (container.pack(text.replace(b":", b": ", 1), []), "FormatError", "M-02"),
         "member-twice": (container.pack(b'{"arch":{},"arch":{}}', []), "FormatError", "M-02"),
         "nested-json": (container.pack(b"[" * 100_000, []), "FormatError", "M-01"),
+        "nested-object": (container.pack(b'{"a":' * 65 + b"1" + b"}" * 65, []), "FormatError", "M-01"),
+        "endless-integer": (container.pack(b'{"a":1' + b"0" * 5000 + b"}", []), "FormatError", "M-01"),
+        "number-beyond-binary64": (container.pack(b'{"a":1e400}', []), "FormatError", "M-01"),
+        "lone-surrogate": (container.pack(b'{"a":"\\ud800"}', []), "FormatError", "M-01"),
+        "long-number": (container.pack(b'{"a":0.10}', []), "FormatError", "M-02"),
+        "needless-exponent": (container.pack(b'{"a":1e2}', []), "FormatError", "M-02"),
+        "negative-zero": (container.pack(b'{"a":-0}', []), "FormatError", "M-02"),
+        "needless-escape": (container.pack(b'{"a":"\\u0061"}', []), "FormatError", "M-02"),
+        "nan-widened": (plain_file([0x7FC0], "BF16", "F32"), "FormatError", "F-03"),
+        "bool-of-two": (plain_file([2], "BOOL", "BOOL"), "FormatError", "F-04"),
         "scale-infinite": (bad_scale(float("inf")), "FormatError", "R-02"),
         "scale-subnormal": (bad_scale(2.0**-130), "FormatError", "R-02"),
     }
@@ -281,6 +348,18 @@ def bad_scale(value: float) -> bytes:
     fields["tensors"][0]["scale"] = ["tensor", "F32"]
     fields["blobs"] = [["raw", len(blob)] for blob in blobs]
     return container.pack(manifest.canonical(fields), blobs)
+
+
+def plain_file(values: list[int], stored: str, dtype: str) -> bytes:
+    """One plain tensor with any stored values."""
+    width = manifest.N_BYTES_OF_DTYPE[stored]
+    raw = np.array([list(value.to_bytes(width, "little")) for value in values], np.uint8)
+    blobs = [plane.packed.tobytes() for plane in floats.byte_planes([raw])]
+    record = manifest.Record("t", (len(values),), dtype=dtype, stored=stored)
+    described = manifest.Manifest(
+        (record,), tuple(manifest.Blob("raw", len(blob)) for blob in blobs), "0" * 64, dict(EXTERNAL)
+    )
+    return container.pack(manifest.emit(described), blobs)
 
 
 def tensors_of(data: bytes) -> list[dict[str, Any]]:
@@ -304,9 +383,17 @@ def all_files() -> dict[str, bytes]:
         },
     }  # fmt: skip
     accept, reject = accepted(), rejected()
-    text["accept/expected.json"] = json.dumps({name: tensors_of(data) for name, data in accept.items()}, indent=1) + "\n"
+    text["accept/expected.json"] = (
+        json.dumps({name: tensors_of(data) for name, data in accept.items()}, indent=1) + "\n"
+    )
     expected = {
-        name: {"error": error, "clause": clause, "by": "loader" if error == "ArchitectureError" or name in LOADER_ONLY or (clause or "").startswith("A-") else "decoder"}
+        name: {
+            "error": error,
+            "clause": clause,
+            "by": "loader"
+            if error == "ArchitectureError" or name in LOADER_ONLY or (clause or "").startswith("A-")
+            else "decoder",
+        }
         for name, (_, error, clause) in reject.items()
     }
     text["reject/expected.json"] = json.dumps(expected, indent=1) + "\n"
@@ -323,7 +410,9 @@ def main() -> int:
     write = parser.parse_args().write
     files = all_files()
     present = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()}
-    differing = sorted(name for name, data in files.items() if name not in present or (ROOT / name).read_bytes() != data)
+    differing = sorted(
+        name for name, data in files.items() if name not in present or (ROOT / name).read_bytes() != data
+    )
     differing += sorted(present - set(files))
     if write:
         for name in present - set(files):

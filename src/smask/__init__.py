@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Limits", "SmaskError", "decode", "encode", "find_masks", "inspect", "load", "save", "verify"]
 # Imported on first use, so that an inspector starts without torch.
-_HOMES = {name: "codec" for name in ("decode", "encode", "load", "save", "verify")}
+_HOMES = dict.fromkeys(("decode", "encode", "load", "save", "verify"), "codec")
 _HOMES |= {"inspect": "inspection", "find_masks": "search.loop"}
 
 

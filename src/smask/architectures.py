@@ -36,7 +36,7 @@ class _Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     name: ChildName | None = None
 
 
-class Linear(_Layer, tag="linear"):
+class Linear(_Layer, tag="linear", frozen=True):
     inputs: Size
     outputs: Size
     bias: bool = True
@@ -45,7 +45,7 @@ class Linear(_Layer, tag="linear"):
         return nn.Linear(self.inputs, self.outputs, bias=self.bias, device=device)
 
 
-class Conv2d(_Layer, tag="conv2d"):
+class Conv2d(_Layer, tag="conv2d", frozen=True):
     inputs: Size
     outputs: Size
     kernel: Small
@@ -62,28 +62,28 @@ class Conv2d(_Layer, tag="conv2d"):
         )  # fmt: skip
 
 
-class BatchNorm1d(_Layer, tag="batch-norm-1d"):
+class BatchNorm1d(_Layer, tag="batch-norm-1d", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
         return nn.BatchNorm1d(self.features, device=device)
 
 
-class BatchNorm2d(_Layer, tag="batch-norm-2d"):
+class BatchNorm2d(_Layer, tag="batch-norm-2d", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
         return nn.BatchNorm2d(self.features, device=device)
 
 
-class LayerNorm(_Layer, tag="layer-norm"):
+class LayerNorm(_Layer, tag="layer-norm", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
         return nn.LayerNorm(self.features, device=device)
 
 
-class Embedding(_Layer, tag="embedding"):
+class Embedding(_Layer, tag="embedding", frozen=True):
     entries: Size
     features: Size
 
@@ -91,7 +91,7 @@ class Embedding(_Layer, tag="embedding"):
         return nn.Embedding(self.entries, self.features, device=device)
 
 
-class MaxPool2d(_Layer, tag="max-pool-2d"):
+class MaxPool2d(_Layer, tag="max-pool-2d", frozen=True):
     kernel: Small
     stride: Small | None = None
     padding: Padding = 0
@@ -100,7 +100,7 @@ class MaxPool2d(_Layer, tag="max-pool-2d"):
         return nn.MaxPool2d(self.kernel, stride=self.stride, padding=self.padding)
 
 
-class AveragePool2d(_Layer, tag="average-pool-2d"):
+class AveragePool2d(_Layer, tag="average-pool-2d", frozen=True):
     kernel: Small
     stride: Small | None = None
     padding: Padding = 0
@@ -109,14 +109,14 @@ class AveragePool2d(_Layer, tag="average-pool-2d"):
         return nn.AvgPool2d(self.kernel, stride=self.stride, padding=self.padding)
 
 
-class Dropout(_Layer, tag="dropout"):
+class Dropout(_Layer, tag="dropout", frozen=True):
     p: Annotated[float, Meta(ge=0, lt=1)]
 
     def build(self, device: Device) -> nn.Module:
         return nn.Dropout(self.p)
 
 
-class Normalize(_Layer, tag="normalize"):
+class Normalize(_Layer, tag="normalize", frozen=True):
     mean: Values
     std: Values
 
@@ -124,7 +124,7 @@ class Normalize(_Layer, tag="normalize"):
         return InputNorm(self.mean, self.std)
 
 
-class PadShortcut(_Layer, tag="pad-shortcut"):
+class PadShortcut(_Layer, tag="pad-shortcut", frozen=True):
     inputs: Size
     outputs: Size
     stride: Small = 1
@@ -133,14 +133,14 @@ class PadShortcut(_Layer, tag="pad-shortcut"):
         return ChannelPad(self.inputs, self.outputs, self.stride)
 
 
-class Stack(_Layer, tag="stack"):
+class Stack(_Layer, tag="stack", frozen=True):
     layers: tuple[Layer, ...]
 
     def build(self, device: Device) -> nn.Module:
         return nn.Sequential(_children(self.layers, device))
 
 
-class ResidualBlock(_Layer, tag="residual"):
+class ResidualBlock(_Layer, tag="residual", frozen=True):
     body: tuple[Layer, ...]
     shortcut: tuple[Layer, ...] = ()
     relu: bool = False
@@ -251,7 +251,9 @@ def parse(arch: Mapping[str, Any]) -> Layers:
         if isinstance(layer, dict) and layer.get("op") == "normalize":
             good = all(math.isfinite(value) for value in (*layer["mean"], *layer["std"])) and 0 not in layer["std"]
             if not good or len(layer["mean"]) != len(layer["std"]):
-                raise FormatError("A-04", where, "a mean and std that do not fit", "as many finite means as non-zero stds")
+                raise FormatError(
+                    "A-04", where, "a mean and std that do not fit", "as many finite means as non-zero stds"
+                )
     return layers
 
 

@@ -27,7 +27,9 @@ N_WEIGHTS_PER_WORD = {"signed": 32, "uniform": 1, "normal": 2}
 NORMAL_SHA256 = "6621a18f629e82396c088501c1095eae46f6d8033b42db7b4158e0f4cf34a0ce"
 
 
-def base_reference(kind: str, seed: int, *, stream: int, start: int, n_weights: int, device: torch.device | str = "cpu") -> Tensor:
+def base_reference(
+    kind: str, seed: int, *, stream: int, start: int, n_weights: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Plain and slow :func:`base_weights`: one Python integer a weight."""
     per_word = N_WEIGHTS_PER_WORD[kind]
     values = []
@@ -62,7 +64,9 @@ def sign_bytes(seed: int, *, stream: int, start_byte: int, n_bytes: int, device:
     return packed[start_byte - 4 * first :][:n_bytes]
 
 
-def base_weights(kind: str, seed: int, *, stream: int, start: int, n_weights: int, device: torch.device | str = "cpu") -> Tensor:
+def base_weights(
+    kind: str, seed: int, *, stream: int, start: int, n_weights: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Base weights ``start`` to ``start + n_weights`` of a tensor in row-major order.
 
     Args:

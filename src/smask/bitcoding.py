@@ -189,11 +189,19 @@ def decode(blob: bytes | memoryview, coding: str, *, n_bits: int, where: str) ->
         UnsupportedError: An unknown coding.
     """
     n_bytes = -(-n_bits // 8)
-    limit = ("max_weights", max(n_bits, 8))
+
+    def exactly(declared: int) -> None:
+        if declared != n_bytes:
+            raise FormatError("B-03", where, f"{declared} bytes", f"{n_bytes} bytes for {n_bits} bits")
+
+    def no_more_gaps_than_bits(declared: int) -> None:
+        if declared > n_bits:
+            raise FormatError("B-07", where, f"{declared} gap bytes", f"at most {n_bits} for {n_bits} bits")
+
     if coding == "gap-zstd":
-        return bits_from_gaps_fast(frames.expand(blob, where=where, limit=limit), n_bits, where=where)
+        return bits_from_gaps_fast(frames.expand(blob, where=where, check=no_more_gaps_than_bits), n_bits, where=where)
     if coding == "zstd":
-        raw = frames.expand(blob, where=where, n_bytes=n_bytes, limit=limit)
+        raw = frames.expand(blob, where=where, check=exactly)
     elif coding == "raw":
         raw = bytes(blob)
         if len(raw) != n_bytes:

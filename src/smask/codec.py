@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from . import architectures, bitcoding, container, floats, integrity, manifest, philox, planes
-from .bitcoding import Bits
 from .container import Limits
 from .errors import ArchitectureError, ArgumentError, DeviceError, FormatError
 from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
@@ -167,9 +166,7 @@ def load(
     return model.eval()
 
 
-def verify(
-    source: Source, *, device: torch.device | str = "cpu", limits: Limits = DEFAULT_LIMITS
-) -> Verification:
+def verify(source: Source, *, device: torch.device | str = "cpu", limits: Limits = DEFAULT_LIMITS) -> Verification:
     """Regenerates all tensors on a device and compares their sha256 with the one in the file.
 
     Raises:
@@ -179,7 +176,9 @@ def verify(
     opened = _open(source, limits)
     tensors, _, _ = _decode(opened, target)
     actual, expected = integrity.digest(tensors), opened.manifest.digest
-    return Verification(actual == expected, actual, expected, str(target), str(target) if philox.self_test(target) else "cpu")
+    return Verification(
+        actual == expected, actual, expected, str(target), str(target) if philox.self_test(target) else "cpu"
+    )
 
 
 def check_device(device: torch.device | str) -> torch.device:
@@ -196,9 +195,13 @@ def check_device(device: torch.device | str) -> torch.device:
     return target
 
 
+def read(source: Source) -> bytes:
+    """The bytes of a file; bytes are taken as they are."""
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
 def _open(source: Source, limits: Limits) -> Opened:
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    return manifest.open_file(data, limits=limits)
+    return manifest.open_file(read(source), limits=limits)
 
 
 def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], dict[str, CodedTensor], int]:
@@ -224,12 +227,22 @@ def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], di
     for index, record in enumerate(records):
         stored = [_tensor(next(values), dtype) for _, dtype in record.parameters()]
         if record.planes is None:
-            tensors[record.name] = stored[0].to(DTYPE_OF_NAME[record.dtype]).reshape(record.shape).to(device)
+            tensors[record.name] = _widened(record, stored[0]).reshape(record.shape).to(device)
             continue
         coded = _coded_tensor(record, stored, assemblies[index])
         tensors[record.name] = reconstruct(coded, seed, device=device)
         coded_tensors[record.name] = coded
     return tensors, coded_tensors, seed
+
+
+def _widened(record: Record, stored: Tensor) -> Tensor:
+    dtype = DTYPE_OF_NAME[record.dtype]
+    if stored.dtype != dtype and stored.is_floating_point() and bool(stored.isnan().any()):
+        # IEEE 754 leaves open which NaN a conversion gives.
+        raise FormatError(
+            "F-03", f"values of {record.name!r}", f"a NaN stored as {record.stored}", "NaNs only unwidened"
+        )
+    return stored.to(dtype)
 
 
 def _coded_tensor(record: Record, stored: list[Tensor], assembly: planes.Assembly) -> CodedTensor:
@@ -255,7 +268,9 @@ def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> No
         raise ArgumentError(f"{problem[0]} of {name}", problem[1], problem[2])
     again = reconstruct(coded, seed)
     if again.dtype != tensor.dtype or again.shape != tensor.shape:
-        raise ArgumentError(name, f"{tensor.dtype} {tuple(tensor.shape)}", f"{again.dtype} {tuple(again.shape)} as its mask")
+        raise ArgumentError(
+            name, f"{tensor.dtype} {tuple(tensor.shape)}", f"{again.dtype} {tuple(again.shape)} as its mask"
+        )
     if not torch.equal(integrity.raw_bytes(again), integrity.raw_bytes(tensor)):
         raise ArgumentError(name, "weights that were changed", "the weights that its mask gives; find masks again")
 
@@ -269,17 +284,18 @@ def _plain_record(name: str, tensor: Tensor) -> tuple[Record, np.ndarray]:
 
 
 def _coded_record(name: str, coded: CodedTensor) -> tuple[Record, list[np.ndarray]]:
-    described, stored = [], []
+    described: list[Scale | None] = []
+    stored = []
     for parameter in (coded.scale, coded.offset):
         if parameter is None:
             described.append(None)
             continue
         small = smallest_exact(parameter)
         # One value for one channel is the same as one a tensor; the shorter word wins.
-        described.append(Scale("tensor" if len(parameter) == 1 else "channel", _dtype(small)))  # type: ignore[arg-type]
+        described.append(Scale("tensor" if len(parameter) == 1 else "channel", _dtype(small)))
         stored.append(_bytes(small))
     record = Record(
-        name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes), base=coded.base,  # type: ignore[arg-type]
+        name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes), base=coded.base,
         stream=coded.stream, flip=coded.flip is not None, scale=described[0], offset=described[1],
     )  # fmt: skip
     return record, stored
@@ -293,6 +309,8 @@ def smallest_exact(tensor: Tensor) -> Tensor:
         torch.int64: (torch.uint8, torch.int16, torch.int32),
         torch.int32: (torch.uint8, torch.int16),
     }
+    if tensor.is_floating_point() and bool(tensor.isnan().any()):
+        return tensor
     for dtype in candidates.get(tensor.dtype, ()):
         narrow = tensor.to(dtype)
         if torch.equal(integrity.raw_bytes(narrow.to(tensor.dtype)), integrity.raw_bytes(tensor)):
@@ -300,8 +318,8 @@ def smallest_exact(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _dtype(tensor: Tensor) -> manifest.Dtype:
-    return NAME_OF_DTYPE[tensor.dtype]  # type: ignore[return-value]
+def _dtype(tensor: Tensor) -> str:
+    return NAME_OF_DTYPE[tensor.dtype]
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
@@ -310,6 +328,8 @@ def _bytes(tensor: Tensor) -> np.ndarray:
 
 def _tensor(values: np.ndarray, dtype: str) -> Tensor:
     if dtype == "BOOL":
+        if values.max(initial=0) > 1:
+            raise FormatError("F-04", "values of dtype BOOL", int(values.max()), "0 or 1")
         return torch.from_numpy(values.reshape(-1) != 0)
     return torch.from_numpy(values.reshape(-1)).view(DTYPE_OF_NAME[dtype])
 
@@ -317,7 +337,9 @@ def _tensor(values: np.ndarray, dtype: str) -> Tensor:
 def _check_fit(model: nn.Module, described: Manifest) -> None:
     """All differences between a module and a file at once."""
     want = {record.name: (tuple(record.shape), record.dtype) for record in described.tensors}
-    got = {name: (tuple(tensor.shape), NAME_OF_DTYPE.get(tensor.dtype, "?")) for name, tensor in model.state_dict().items()}
+    got = {
+        name: (tuple(tensor.shape), NAME_OF_DTYPE.get(tensor.dtype, "?")) for name, tensor in model.state_dict().items()
+    }
     differences = [f"{name} is in the file but not in the model" for name in want if name not in got]
     differences += [f"{name} is in the model but not in the file" for name in got if name not in want]
     differences += [

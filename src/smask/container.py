@@ -15,11 +15,12 @@ end-32 32           sha256 of every byte before it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -109,7 +110,7 @@ def unpack(data: bytes | memoryview, *, limits: Limits) -> Envelope:
     text = frames.expand(
         view[N_HEAD:end],
         where="manifest",
-        limit=("max_manifest_bytes", limits.max_manifest_bytes),
+        check=lambda n_bytes: limits.check("max_manifest_bytes", n_bytes),
         dictionary=manifest_dictionary(),
     )
     return Envelope(text, view[:end], view[end:])
@@ -156,8 +157,9 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
         raise ArgumentError("output", str(path), "a path in an existing folder")
 
 
-def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Writes beside and renames: the path holds either the whole file or what was there before.
+@contextlib.contextmanager
+def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Gives a path to write beside the target and renames it at the end: the target is never half-written.
 
     Raises:
         ArgumentError: As :func:`check_output`.
@@ -167,16 +169,25 @@ def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> N
     check_output(path, overwrite=overwrite)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
+        yield beside
+        with beside.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        beside.replace(path)
     except OSError as error:
         raise OutputError(str(path), errno_text(error)) from error
     finally:
         # Also on KeyboardInterrupt; after the rename there is nothing left to remove.
         beside.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        ArgumentError, OutputError: As :func:`atomic_output`.
+    """
+    with atomic_output(path, overwrite=overwrite) as beside:
+        beside.write_bytes(data)
 
 
 def errno_text(error: OSError) -> str:

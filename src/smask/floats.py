@@ -1,6 +1,6 @@
 """Small parameters (scales, offsets, biases, norms, counters) of all tensors as byte planes. No torch.
 
-Byte plane b holds byte b (0 the least significant) of every value whose dtype is wider than b bytes, in record order;
+Byte plane b holds byte b (0 the least significant) of every value whose dtype has more than b bytes, in record order;
 the highest plane comes first in the file. Signs and exponents of all layers so meet in one blob, which compresses,
 and the low mantissa bytes in another, which does not and stays raw. A byte plane of n bytes is a section of 8n bits.
 """
@@ -21,7 +21,7 @@ def byte_planes(values: Sequence[Packed]) -> list[Bits]:
     Args:
         values: For each parameter its little-endian bytes, uint8 [n_values, n_bytes of the dtype].
     """
-    widest = max((value.shape[1] for value in values), default=0)
+    widest = max((value.shape[1] for value in values if len(value)), default=0)
     planes = []
     for byte in reversed(range(widest)):
         plane = np.concatenate([value[:, byte] for value in values if value.shape[1] > byte])
@@ -31,7 +31,7 @@ def byte_planes(values: Sequence[Packed]) -> list[Bits]:
 
 def plane_lengths(shapes: Sequence[tuple[int, int]]) -> list[int]:
     """Bytes of each byte plane, highest first, from (n_values, n_bytes of the dtype) of each parameter."""
-    widest = max((n_bytes for _, n_bytes in shapes), default=0)
+    widest = max((n_bytes for n, n_bytes in shapes if n), default=0)
     return [sum(n for n, n_bytes in shapes if n_bytes > byte) for byte in reversed(range(widest))]
 
 

@@ -6,11 +6,14 @@ checked here against what the caller expects; a frame that declares none is refu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import zstandard
 
-from .errors import FormatError, LimitError
+from .errors import FormatError
 
 CLAUSE = "Z-01"
+MAGIC = bytes.fromhex("28b52ffd")
 
 
 def compress(data: bytes | memoryview, *, level: int | None, dictionary: bytes | None = None) -> bytes:
@@ -34,26 +37,18 @@ def compress(data: bytes | memoryview, *, level: int | None, dictionary: bytes |
 
 
 def expand(
-    frame: bytes | memoryview,
-    *,
-    where: str,
-    limit: tuple[str, int],
-    n_bytes: int | None = None,
-    dictionary: bytes | None = None,
+    frame: bytes | memoryview, *, where: str, check: Callable[[int], None], dictionary: bytes | None = None
 ) -> bytes:
     """Decompresses exactly one frame.
 
     Args:
         frame: The frame and nothing after it.
         where: Name used in errors.
-        limit: Name and value of the limit that the content size must not pass.
-        n_bytes: Exact size of the content, when it is known.
+        check: Called with the declared content size before anything is allocated; refuses by raising.
         dictionary: Raw content that the frame may refer to.
 
     Raises:
-        FormatError: No frame, no declared size, another size than ``n_bytes``, no checksum, a dictionary id, damage, or
-            bytes after the frame.
-        LimitError: A declared size over the limit.
+        FormatError: No data frame, no declared size, no checksum, a dictionary id, damage, or bytes after the frame.
     """
     data = bytes(frame)
     try:
@@ -61,21 +56,26 @@ def expand(
     except zstandard.ZstdError as error:
         raise FormatError(CLAUSE, where, str(error), "a zstd frame") from None
     # Skippable frames parse as frames but do not start with the magic of a data frame.
-    if data[:4] != b"\x28\xb5\x2f\xfd":
-        raise FormatError(CLAUSE, where, f"magic {data[:4].hex()}", "a zstd data frame (28b52ffd)")
+    if data[:4] != MAGIC:
+        raise FormatError(CLAUSE, where, f"magic {data[:4].hex()}", f"a zstd data frame ({MAGIC.hex()})")
     declared = parameters.content_size
     if declared == zstandard.CONTENTSIZE_UNKNOWN:
         raise FormatError(CLAUSE, where, "no content size in the frame header", "a declared content size")
     if not parameters.has_checksum:
         raise FormatError(CLAUSE, where, "no frame checksum", "a frame with checksum")
-    if parameters.dict_id:
-        raise FormatError(CLAUSE, where, f"dictionary {parameters.dict_id}", "a frame without dictionary id")
-    if n_bytes is not None and declared != n_bytes:
-        raise FormatError(CLAUSE, where, f"{declared} bytes of content", f"{n_bytes} bytes of content")
-    if declared > limit[1]:
-        raise LimitError(limit[0], declared, limit[1])
+    if data[4] & 3:  # RFC 8878, section 3.1.1.1.1.6
+        raise FormatError(CLAUSE, where, "a dictionary id", "a frame without dictionary id")
+    check(declared)
+    decompressor = zstandard.ZstdDecompressor(dict_data=_raw(dictionary))
     try:
-        content = zstandard.ZstdDecompressor(dict_data=_raw(dictionary)).decompress(data, allow_extra_data=False)
+        if declared:
+            content = decompressor.decompress(data, allow_extra_data=False)
+        else:
+            # decompress() returns at once where the declared size is 0 and looks at nothing behind the header.
+            stream = decompressor.decompressobj()
+            content = stream.decompress(data)
+            if not stream.eof or stream.unused_data:
+                raise zstandard.ZstdError("empty frame is cut or followed by other bytes")
     except zstandard.ZstdError as error:
         raise FormatError(CLAUSE, where, str(error), "an intact zstd frame and nothing after it") from None
     if len(content) != declared:

@@ -123,7 +123,9 @@ def _tensor_reports(opened: Opened, n_byte_planes: int) -> list[TensorReport]:
         bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where="byte plane")
     counts = {index: Significance(record.n_weights) for index, record in enumerate(records) if record.planes}
     found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in counts}
-    for (index, plane, kind), (described, blob) in zip(manifest.bit_sections(records), blobs[n_byte_planes:], strict=True):
+    for (index, plane, kind), (described, blob) in zip(
+        manifest.bit_sections(records), blobs[n_byte_planes:], strict=True
+    ):
         n_bits = counts[index].n_bits(kind)
         where = f"{kind} of plane {plane} of {records[index].name!r}"
         n_ones = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where).n_ones

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -26,12 +26,13 @@ CODINGS = ("raw", "zstd", "gap-zstd")
 AXES = ("tensor", "channel")
 ARCHITECTURES = ("layers", "external")
 MAX_PLANES = 16
+MAX_NESTING = 64
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
-Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=512)]
-Dtype: TypeAlias = Literal["BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64"]
-FloatDtype: TypeAlias = Literal["F16", "BF16", "F32", "F64"]
-ParameterDtype: TypeAlias = Literal["F16", "BF16", "F32"]
+# No control characters: a name is shown on terminals and delimited by a zero byte in the digest.
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")]
+PARAMETER_DTYPES = ("F16", "BF16", "F32")
+FLOAT_DTYPES = (*PARAMETER_DTYPES, "F64")
 
 
 class Blob(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -45,7 +46,7 @@ class Scale(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A float parameter of a coded tensor: one value a tensor or one a channel (dimension 0), and its stored dtype."""
 
     axis: str
-    stored: ParameterDtype
+    stored: str
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,8 +65,8 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Name
     shape: Annotated[tuple[Count, ...], Meta(max_length=8)]
-    dtype: Dtype = "F32"
-    stored: Dtype | None = None
+    dtype: str = "F32"
+    stored: str | None = None
     planes: Annotated[int, Meta(ge=1, le=MAX_PLANES)] | None = None
     base: str = "signed"
     stream: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
@@ -81,7 +82,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     def parameters(self) -> list[tuple[int, str]]:
         """Stored float values of this record, in file order, as (count, stored dtype)."""
         if self.planes is None:
-            return [(self.n_weights, cast(str, self.stored))]
+            return [(self.n_weights, str(self.stored))]
         return [
             (self.shape[0] if part.axis == "channel" else 1, part.stored)
             for part in (self.scale, self.offset)
@@ -152,10 +153,11 @@ def parse(text: bytes, *, limits: Limits) -> Manifest:
     """
     try:
         fields = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError("M-01", "manifest", str(error), "JSON") from None
     if not isinstance(fields, dict):
         raise FormatError("M-01", "manifest", type(fields).__name__, "a JSON object")
+    _check_nesting(fields)
     if canonical(fields) != text:
         raise FormatError("M-02", "manifest", "another spelling", "canonical JSON: sorted keys, once each, no spaces")
     extensions = _take_extensions(fields, Manifest, "manifest")
@@ -168,7 +170,9 @@ def parse(text: bytes, *, limits: Limits) -> Manifest:
         manifest = msgspec.convert(fields | {"extensions": extensions}, Manifest, strict=True)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at ")
-        raise FormatError("M-03", f"manifest {where.strip('`') or '$'}", message, "the type of the field table") from None
+        raise FormatError(
+            "M-03", f"manifest {where.strip('`') or '$'}", message, "the type of the field table"
+        ) from None
     if emit(manifest) != text:
         raise FormatError("M-04", "manifest", "a field that spells out its default", "defaults left out")
     _check(manifest, limits)
@@ -187,9 +191,10 @@ def open_file(data: bytes | memoryview, *, limits: Limits) -> Opened:
     return Opened(manifest, tuple(blobs), len(data))
 
 
-def n_byte_planes(manifest_tensors: tuple[Record, ...]) -> int:
-    """Number of byte planes of the float parameters: the widest stored dtype."""
-    return max((N_BYTES_OF_DTYPE[dtype] for record in manifest_tensors for _, dtype in record.parameters()), default=0)
+def n_byte_planes(tensors: tuple[Record, ...]) -> int:
+    """Number of byte planes of the float parameters: the widest stored dtype of any value."""
+    stored = [parameter for record in tensors for parameter in record.parameters()]
+    return max((N_BYTES_OF_DTYPE[dtype] for count, dtype in stored if count), default=0)
 
 
 def bit_sections(tensors: tuple[Record, ...]) -> list[tuple[int, int, str]]:
@@ -204,6 +209,16 @@ def bit_sections(tensors: tuple[Record, ...]) -> list[tuple[int, int, str]]:
                 if plane < (record.planes or 0) - 1:
                     sections.append((index, plane, "refinement"))
     return sections
+
+
+def _check_nesting(value: object) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_NESTING:
+            raise FormatError("M-01", "manifest", f"more than {MAX_NESTING} levels", f"at most {MAX_NESTING} levels")
+        inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [part for parts in inside for part in parts]
 
 
 def _take_extensions(fields: dict[str, Any], struct: type[Struct], where: str) -> dict[str, Any]:
@@ -223,52 +238,77 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 def _check(manifest: Manifest, limits: Limits) -> None:
     limits.check("max_tensors", len(manifest.tensors))
-    limits.check("max_weights", sum(record.n_weights for record in manifest.tensors))
+    # A tensor without elements can still ask for a scale a channel.
+    n_values = [max(record.n_weights, sum(n for n, _ in record.parameters())) for record in manifest.tensors]
+    limits.check("max_weights", sum(n_values))
     names = [record.name for record in manifest.tensors]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise FormatError("M-05", "manifest tensors", f"{twice!r} twice", "distinct names")
     for index, record in enumerate(manifest.tensors):
         _check_record(record, f"manifest tensors[{index}] {record.name!r}")
-    if any(record.planes for record in manifest.tensors) and manifest.seed is None:
-        raise FormatError("M-08", "manifest seed", "none", "a seed, since a tensor is coded over a seeded base")
-    if (manifest.seed or 0) >= 2**64:
+    coded = any(record.planes for record in manifest.tensors)
+    if coded != (manifest.seed is not None):
+        got, want = ("none", "a seed for the coded tensors") if coded else (manifest.seed, "none without coded tensors")
+        raise FormatError("M-08", "manifest seed", got, want)
+    if coded and (manifest.seed or 0) >= 2**64:
         raise FormatError("M-08", "manifest seed", manifest.seed, "below 2**64")
     for blob in manifest.blobs:
         if blob.coding not in CODINGS:
             raise UnsupportedError("coding", blob.coding, CODINGS)
-    want = n_byte_planes(manifest.tensors) + len(bit_sections(manifest.tensors))
-    if len(manifest.blobs) != want:
-        raise FormatError("M-09", "manifest blobs", f"{len(manifest.blobs)} blobs", f"{want} blobs")
-    kind = manifest.arch.get("kind", "layers")
-    if kind not in ARCHITECTURES:
-        raise UnsupportedError("architecture kind", kind, ARCHITECTURES)
+    want_blobs = n_byte_planes(manifest.tensors) + len(bit_sections(manifest.tensors))
+    if len(manifest.blobs) != want_blobs:
+        raise FormatError("M-09", "manifest blobs", f"{len(manifest.blobs)} blobs", f"{want_blobs} blobs")
+    if "kind" in manifest.arch:
+        if manifest.arch["kind"] != "external":
+            raise UnsupportedError("architecture kind", manifest.arch["kind"], ARCHITECTURES)
+        if len(manifest.arch) > 1:
+            raise FormatError("M-12", "manifest arch", "external with other members", "external alone")
 
 
 def _check_record(record: Record, where: str) -> None:
+    dtypes = [record.dtype, record.stored, *(part.stored for part in (record.scale, record.offset) if part)]
+    for dtype in dtypes:
+        if dtype is not None and dtype not in N_BYTES_OF_DTYPE:
+            raise UnsupportedError("dtype", dtype, tuple(N_BYTES_OF_DTYPE))
     if record.planes is None:
-        extra = [name for name in ("scale", "offset") if getattr(record, name) is not None]
-        extra += [name for name, default in (("base", "signed"), ("stream", 0), ("flip", False)) if getattr(record, name) != default]
-        if extra:
-            raise FormatError("M-06", where, f"{extra[0]} without planes", "only name, shape, dtype and stored")
-        if record.stored is None:
-            raise FormatError("M-06", where, "neither planes nor stored", "one of the two")
-        if not widens_exactly(record.stored, record.dtype):
-            raise FormatError("M-06", where, f"stored as {record.stored}", f"a dtype that widens exactly to {record.dtype}")
-        return
+        _check_plain(record, where)
+    else:
+        _check_coded(record, where)
+
+
+def _check_plain(record: Record, where: str) -> None:
+    blank = Record(record.name, record.shape)
+    for name in ("scale", "offset", "base", "stream", "flip"):
+        if getattr(record, name) != getattr(blank, name):
+            raise FormatError("M-06", where, f"{name} without planes", "only name, shape, dtype and stored")
+    if record.stored is None:
+        raise FormatError("M-06", where, "neither planes nor stored", "one of the two")
+    if not widens_exactly(record.stored, record.dtype):
+        want = f"a dtype that widens exactly to {record.dtype}"
+        raise FormatError("M-06", where, f"stored as {record.stored}", want)
+
+
+def _check_coded(record: Record, where: str) -> None:
     if record.stored is not None:
         raise FormatError("M-07", where, "both planes and stored", "one of the two")
     if record.base not in BASES:
         raise UnsupportedError("base", record.base, BASES)
     if record.scale is None:
         raise FormatError("M-07", where, "no scale", "a scale, since the tensor is coded")
-    if record.dtype not in ("F16", "BF16", "F32", "F64"):
-        raise FormatError("M-07", where, f"dtype {record.dtype}", "a float dtype")
+    if record.dtype not in FLOAT_DTYPES:
+        raise FormatError("M-07", where, f"dtype {record.dtype}", f"one of {', '.join(FLOAT_DTYPES)}")
     if not record.shape:
         raise FormatError("M-07", where, "no dimension", "at least one dimension")
     for part in (record.scale, record.offset):
-        if part is not None and part.axis not in AXES:
+        if part is None:
+            continue
+        if part.axis not in AXES:
             raise UnsupportedError("axis", part.axis, AXES)
+        if part.stored not in PARAMETER_DTYPES:
+            raise FormatError(
+                "M-07", where, f"a parameter stored as {part.stored}", f"one of {', '.join(PARAMETER_DTYPES)}"
+            )
 
 
 def widens_exactly(stored: str, dtype: str) -> bool:

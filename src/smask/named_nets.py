@@ -95,7 +95,9 @@ def _mlp(shape: tuple[int, ...], hidden: Sequence[int], n_classes: int) -> tuple
     return shape, layers[:-1]
 
 
-def _mlp_of_widths(text: str, input_shape: Sequence[int] | None, n_classes: int | None) -> tuple[tuple[int, ...], list[Layer]]:
+def _mlp_of_widths(
+    text: str, input_shape: Sequence[int] | None, n_classes: int | None
+) -> tuple[tuple[int, ...], list[Layer]]:
     parts = text.split("-")
     if len(parts) < 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
         raise ArgumentError("arch", f"mlp:{text}", "widths like mlp:784-300-100-10")

@@ -119,7 +119,7 @@ def self_test(device: torch.device | str) -> bool:
     return _self_test(str(device), str(torch.__version__))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _self_test(device: str, torch_version: str) -> bool:
     if sys.byteorder != "little":
         raise DeviceError("cpu", "big-endian hosts are not supported")

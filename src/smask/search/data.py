@@ -206,8 +206,9 @@ def _dataset(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
         if low < 0 or high >= min(n_classes, MAX_CLASSES):
             allowed = min(n_classes, MAX_CLASSES) - 1
             raise DataError(source, f"y_{part} has labels {low} to {high}, want 0 to {allowed}")
-    tensors = {name: _inputs(array) if name[0] == "x" else torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
-    return Dataset(source, **tensors)
+    x_train, x_test = _inputs(arrays["x_train"]), _inputs(arrays["x_test"])
+    y_train, y_test = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
+    return Dataset(source, x_train, y_train, x_test, y_test)
 
 
 def _inputs(array: np.ndarray) -> Tensor:

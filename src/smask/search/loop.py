@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,15 +25,8 @@ from .scores import MaskedWeight
 
 MASKABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Steps between two looks at the thresholds and at the loss.
-N_REFRESH = 10
+N_REFRESH = 40
 START_DENSITY = 0.5
-
-
-class Batches(Protocol):
-    """Anything with a length that can be iterated once an epoch: a DataLoader, a list of batches."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterable[tuple[Tensor, Tensor]]: ...  # type: ignore[override]
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,9 @@ def find_masks(
     )  # fmt: skip
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(seed % 2**63)
-        layers = _parametrize(model, densities, METHODS[method], base, seed, scale, START_DENSITY if learn_scale else None)
+        layers = _parametrize(
+            model, densities, METHODS[method], base, seed, scale, START_DENSITY if learn_scale else None
+        )
         for layer in layers.values():
             layer.fixed_floats(learn_scale=learn_scale, learn_bias=learn_bias)
         search = _Search(model, layers, epochs * n_batches, lr=lr, hold=hold, settle=settle)
@@ -140,7 +135,9 @@ def find_masks(
                 if step % N_REFRESH == 0 or step == search.n_steps:
                     now = float(value)
                     if not math.isfinite(now):
-                        raise ArgumentError("lr", lr, f"a rate at which the loss stays finite; it was {now} at step {step}")
+                        raise ArgumentError(
+                            "lr", lr, f"a rate at which the loss stays finite; it was {now} at step {step}"
+                        )
                     if progress:
                         progress(Progress(step, search.n_steps, epoch + 1, epochs, now, search.density()))
     recipe = Recipe(seed, _coded(layers, search.fix(), float_dtype), dict(arch_of(original) or EXTERNAL), meta or {})
@@ -240,7 +237,9 @@ class _Search:
     def density(self) -> float:
         """Kept weights over weights of all masked layers now."""
         layers = self.layers.values()
-        return sum(self.density_of(layer) * layer.n_weights for layer in layers) / sum(layer.n_weights for layer in layers)
+        return sum(self.density_of(layer) * layer.n_weights for layer in layers) / sum(
+            layer.n_weights for layer in layers
+        )
 
     def step(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         if self.done == self.n_search:
@@ -248,10 +247,12 @@ class _Search:
         elif not self.masks and self.done % N_REFRESH == 0:
             for layer in self.layers.values():
                 layer.masked.refresh(layer.latent, self.density_of(layer))
+        for layer in self.layers.values():
+            layer.masked.stale = True
         value = loss(self.model(x), y)
         self.optimizer.zero_grad(set_to_none=True)
         if value.requires_grad:  # not so when the masks are fixed and no float is learned
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
         self.schedule.step()
         self.done += 1

@@ -1,0 +1,5 @@
+"""``python -m smask``."""
+
+from .cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Command line: one file a subcommand; the only place that prints or exits."""

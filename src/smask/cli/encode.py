@@ -1,0 +1,210 @@
+"""``smask encode``: search a supermask and write the file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import screen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..search.data import Dataset
+
+EPILOG = """\
+examples:
+  smask encode                                     bundled digits, writes digits.smask
+  smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
+  smask encode --data cifar10.npz --arch conv6 --density 0.1 --epochs 50 --device cuda
+  smask encode --data mnist/ --arch mlp:784-1200-1200-10 --density 0.01 --json
+
+data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
+architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
+resnet56, or a .json file in the form of the specification, section 13.
+"""
+DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04)}
+# Steps of a search when the number of epochs is left to us.
+N_STEPS = 18_000
+
+
+def add(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "encode", help="search a supermask and write a .smask file", epilog=EPILOG,
+        description="Searches which weights of a frozen, seed-generated network to keep and writes the file.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    option = parser.add_argument
+    option("--data", default="digits", metavar="D", help="training and test data (default %(default)s)")
+    option("--arch", metavar="A", help="architecture (default mlp:64-128-10 for digits, else lenet-300-100)")
+    option("--method", default="edge-popup", metavar="M", help="search method (default %(default)s)")
+    option(
+        "--density", type=float, metavar="X", help="kept weights over all weights (default 0.1 for digits, else 0.04)"
+    )
+    option(
+        "--density-rule", default="erk", metavar="R", help="how layers share it: erk or uniform (default %(default)s)"
+    )
+    option("--first-density", type=float, metavar="X", help="density of the first layer")
+    option("--last-density", type=float, metavar="X", help="density of the last layer")
+    option(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help=f"passes over the data (default: about {N_STEPS:,} steps, 10 to 300 epochs)",
+    )
+    option("--batch-size", type=int, default=128, metavar="B", help="inputs a step (default %(default)s)")
+    option("--lr", type=float, default=1e-3, metavar="L", help="learning rate of Adam (default %(default)s)")
+    option(
+        "--shift",
+        type=int,
+        metavar="P",
+        help="move training images by up to P pixels (default 1, 0 for images under 16 pixels)",
+    )
+    option("--seed", type=int, default=0, metavar="S", help="of the weights and of the search (default %(default)s)")
+    option("--base", default="signed", metavar="B", help="signed, uniform or normal (default %(default)s)")
+    option("--scale", default="channel", metavar="S", help="one scale a channel or a tensor (default %(default)s)")
+    option("--no-learn-scale", action="store_true", help="keep the scales of the initialisation")
+    option("--no-learn-bias", action="store_true", help="no biases in masked layers")
+    option(
+        "--float-dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        help="of scales, biases, norms (default %(default)s)",
+    )
+    option(
+        "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
+    )
+    option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
+    option("-o", "--output", metavar="OUT", help="file to write (default: name of the data with .smask)")
+    option("--force", action="store_true", help="overwrite an existing file")
+    option("--json", action="store_true", help="result as one JSON object")
+    option("-q", "--quiet", action="store_true", help="no narration and no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Searches, writes, reads back, scores what was read."""
+    from .. import container
+
+    output = Path(
+        arguments.output or f"{Path(arguments.data).resolve().stem if arguments.data != 'digits' else 'digits'}.smask"
+    )
+    container.check_output(output, overwrite=arguments.force)
+    _check(arguments)
+    meta = _meta(arguments.meta)
+
+    import torch
+
+    from .. import codec, inspection
+    from ..recipe import recipe_of
+    from ..search.accuracy import check_fit, score
+    from ..search.data import Batches, load_dataset
+    from ..search.loop import find_masks
+
+    device = screen.device_of(arguments)
+    dataset = load_dataset(arguments.data)
+    model, name = _model(arguments, dataset)
+    check_fit(model, dataset)
+    default_density = DEFAULTS.get(arguments.data, DEFAULTS["other"])[1]
+    shift = arguments.shift
+    if shift is None:
+        shift = 1 if len(dataset.input_shape) == 3 and min(dataset.input_shape[1:]) >= 16 else 0
+    batches = Batches(dataset, batch_size=arguments.batch_size, seed=arguments.seed, shift=shift, device=device)
+    epochs = arguments.epochs or min(max(math.ceil(N_STEPS / len(batches)), 10), 300)
+    n_weights = sum(p.numel() for p in model.parameters())
+    screen.say(
+        f"{name}, {n_weights:,} parameters; {len(dataset.x_train):,} training inputs from {arguments.data}; "
+        f"{epochs} epochs on {device}",
+        quiet=arguments.quiet,
+    )
+    started = time.perf_counter()
+    with screen.search_bar(quiet=arguments.quiet) as progress:
+        found = find_masks(
+            model, batches, method=arguments.method,
+            density=default_density if arguments.density is None else arguments.density,
+            density_rule=arguments.density_rule, first_density=arguments.first_density, last_density=arguments.last_density,
+            epochs=epochs, lr=arguments.lr, seed=arguments.seed, base=arguments.base, scale=arguments.scale,
+            learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
+            float_dtype=getattr(torch, arguments.float_dtype), device=device, meta=meta, progress=progress,
+        )  # fmt: skip
+    searched = time.perf_counter()
+    data = codec.encode(found.state_dict(), recipe_of(found))
+    container.write_atomic(output, data, overwrite=arguments.force)
+    written = time.perf_counter()
+    # What is scored is what a user gets: the file, read back.
+    scored = score(codec.load(data, device=device), dataset, device=device)
+    report = inspection.inspect(data)
+    fields = {
+        "file": str(output), "data": arguments.data, "arch": name, "accuracy": scored.accuracy, "loss": scored.loss,
+        "n_test": scored.n_inputs, "epochs": epochs, "seed": arguments.seed, "device": str(device),
+        "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes, "n_float_bytes": report.n_float_bytes,
+        "n_overhead_bytes": report.n_overhead_bytes, "n_weights": report.n_weights, "n_kept": report.n_kept,
+        "entropy_bytes": report.entropy_bytes, "bits_per_weight": report.bits_per_weight, "fp32_bytes": report.fp32_bytes,
+        "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2), "seconds_search": round(searched - started, 3),
+        "seconds_encode": round(written - searched, 3), "digest": report.digest,
+    }  # fmt: skip
+    n = screen.n
+    rows = [
+        ("file", str(output)),
+        ("accuracy", f"{scored.accuracy:.2%} of {n(scored.n_inputs)} held-out inputs, loss {scored.loss:.4f}"),
+        ("bytes", f"{n(report.n_bytes)}: planes {n(report.n_plane_bytes)}, floats {n(report.n_float_bytes)}, overhead {n(report.n_overhead_bytes)}"),
+        ("weights", f"{n(report.n_weights)}, kept {n(report.n_kept)} ({report.n_kept / max(1, report.n_weights):.2%})"),
+        ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {8 * report.entropy_bytes / max(1, report.n_weights):.4f}"),
+        ("against fp32", f"{n(report.fp32_bytes)} bytes, {report.fp32_bytes / report.n_bytes:.1f} times as large"),
+        ("time", f"search {searched - started:.1f} s, encode {written - searched:.2f} s"),
+    ]  # fmt: skip
+    screen.result(fields, rows, as_json=arguments.json)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What needs no data is refused before any is read."""
+    from ..bases import N_WEIGHTS_PER_WORD
+    from ..errors import ArgumentError, UnsupportedError
+    from ..search.densities import RULES, check_density
+    from ..search.methods import METHODS
+
+    for option in ("density", "first_density", "last_density"):
+        if getattr(arguments, option) is not None:
+            check_density(f"--{option.replace('_', '-')}", getattr(arguments, option))
+    for option, known in (
+        ("method", tuple(METHODS)), ("density_rule", RULES), ("base", tuple(N_WEIGHTS_PER_WORD)), ("scale", ("channel", "tensor")),
+    ):  # fmt: skip
+        if getattr(arguments, option) not in known:
+            raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
+    for option, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            raise ArgumentError(f"--{option.replace('_', '-')}", value, f"{least} or more")
+
+
+def _meta(pairs: list[str]) -> dict[str, str]:
+    from ..errors import ArgumentError
+
+    meta = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ArgumentError("--meta", pair, "KEY=TEXT")
+        meta[key] = text
+    return meta
+
+
+def _model(arguments: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, str]:
+    """The net for the data, its free parameters drawn from the seed."""
+    import torch
+
+    from .. import architectures, named_nets
+
+    name = arguments.arch or DEFAULTS.get(arguments.data, DEFAULTS["other"])[0]
+    mean, std = dataset.statistics()
+    arch = named_nets.architecture(
+        name, input_shape=dataset.input_shape, n_classes=dataset.n_classes, mean=mean, std=std
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed % 2**63)
+        return architectures.build(arch), name

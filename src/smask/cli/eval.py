@@ -1,0 +1,46 @@
+"""``smask eval``: accuracy and loss of a file on the test part of a dataset."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from . import screen
+
+EPILOG = """\
+examples:
+  smask eval digits.smask --data digits
+  smask eval mnist.smask --data mnist/ --json
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "eval", help="accuracy of a file on test data", description="Scores a file on the test part of a dataset.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    screen.add_reading(parser, device=True)
+    parser.add_argument(
+        "--data", default="digits", metavar="D", help="digits, a folder of idx files, an .npz (default %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Loads, scores, reports."""
+    from .. import codec
+    from ..search.accuracy import score
+    from ..search.data import load_dataset
+
+    device = screen.device_of(arguments)
+    model = codec.load(arguments.file, device=device, limits=screen.limits_of(arguments))
+    scored = score(model, load_dataset(arguments.data), device=device)
+    rows = [
+        ("accuracy", f"{scored.accuracy:.2%} of {screen.n(scored.n_inputs)} test inputs"),
+        ("loss", f"{scored.loss:.4f} nats"),
+    ]
+    fields = {"file": arguments.file, "data": arguments.data, "device": str(device), **asdict(scored)}
+    screen.result(fields, rows, as_json=arguments.json)
+    return 0

@@ -1,0 +1,74 @@
+"""``smask inspect``: what a file holds, without torch."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from . import screen
+
+EPILOG = """\
+examples:
+  smask inspect mnist.smask
+  smask inspect mnist.smask --json | jq .bits_per_weight
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "inspect", help="show what a file holds", description="Shows tensors, densities, bytes and entropy of a file.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    screen.add_reading(parser, device=False)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reads and reports."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..inspection import inspect
+
+    report = inspect(arguments.file, limits=screen.limits_of(arguments))
+    if arguments.json:
+        screen.result(report.as_dict(), [], as_json=True)
+        return 0
+    n = screen.n
+    table = Table(box=None, pad_edge=False)
+    for heading in ("tensor", "shape", "coded as", "kept", "bytes", "bits a weight", "entropy", "codings"):
+        table.add_column(heading, justify="left" if heading in ("tensor", "shape", "coded as", "codings") else "right")
+    for tensor in report.tensors:
+        coded = (
+            f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}"
+            if tensor.n_planes
+            else f"float, {tensor.dtype}"
+        )
+        size = max(1, tensor.n_weights)
+        numbers = (
+            (
+                f"{(tensor.n_kept or 0) / size:.2%}",
+                n(tensor.n_bytes),
+                f"{8 * tensor.n_bytes / size:.4f}",
+                f"{8 * tensor.entropy_bytes / size:.4f}",
+            )
+            if tensor.n_planes
+            else ("", "", "", "")
+        )
+        table.add_row(
+            escape(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", coded, *numbers, " ".join(tensor.codings)
+        )
+    screen.show(table)
+    rows = [
+        ("", ""),
+        ("file", f"{n(report.n_bytes)} bytes: planes {n(report.n_plane_bytes)}, floats {n(report.n_float_bytes)}, overhead {n(report.n_overhead_bytes)}"),
+        ("planes", f"{report.n_plane_bytes / report.entropy_bytes:.3f} of their zero-order entropy" if report.entropy_bytes else "none"),
+        ("bits a weight", f"{report.bits_per_weight:.4f} over {n(report.n_weights)} masked weights"),
+        ("against fp32", f"{report.fp32_bytes / report.n_bytes:.1f} times smaller than {n(report.fp32_bytes)} bytes"),
+        ("seed", "none" if report.seed is None else str(report.seed)),
+        ("tensors sha256", report.digest),
+        *((f"meta {key}", text) for key, text in report.meta.items()),
+    ]  # fmt: skip
+    screen.result({}, [(escape(left), escape(right)) for left, right in rows], as_json=False)
+    return 0

@@ -1,0 +1,76 @@
+"""Entry point: parses, runs one subcommand, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import SmaskError
+
+EPILOG = """\
+examples:
+  smask encode                                   a first file, digits.smask, from bundled data
+  smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
+  smask eval mnist.smask --data mnist/
+  smask inspect mnist.smask
+  smask verify mnist.smask
+  smask decode mnist.smask -o mnist.safetensors
+
+exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 over a limit, 6 architecture or device
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from . import decode, encode, eval, inspect, verify
+
+    root = argparse.ArgumentParser(
+        prog="smask",
+        description="Neural networks stored as an architecture, a seed and compressed bitmasks.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"smask {_version()}")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (encode, eval, decode, inspect, verify):
+        command.add(commands)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+    except SmaskError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (smask inspect | head); the interpreter must not flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"cannot read {error.filename or 'input'}: {(error.strerror or str(error)).lower()}", 3)
+    except MemoryError:
+        return _fail("not enough memory", 5)
+    except RuntimeError as error:
+        # torch has no class of its own for a CPU allocation that failed.
+        if "allocate memory" in str(error) or "out of memory" in str(error):
+            return _fail(f"not enough memory: {str(error).splitlines()[0]}", 5)
+        raise
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"smask: {message}", file=sys.stderr)
+    return code
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return __version__

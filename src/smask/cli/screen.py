@@ -1,0 +1,120 @@
+"""What a person sees: results on stdout, narration and progress on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..search.loop import Progress
+
+# Seconds between two lines where stderr is no terminal.
+N_QUIET_SECONDS = 15.0
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """One line of narration."""
+    if not quiet:
+        Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
+
+
+def result(fields: dict[str, Any], rows: Sequence[tuple[str, str]], *, as_json: bool) -> None:
+    """The result, as one JSON object or as rows of a table."""
+    if as_json:
+        print(json.dumps(fields, indent=1, default=str))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    show(table)
+
+
+def show(table: Table) -> None:
+    """A table on stdout; wide enough for its words where stdout is no terminal."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(table)
+
+
+def n(count: float) -> str:
+    """A number with thousands separators."""
+    return f"{count:,.0f}"
+
+
+@contextmanager
+def search_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Progress of a search: a bar with rate and time left, or a line now and then where stderr is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    if quiet:
+        yield None
+    elif console.is_terminal:
+        columns = (
+            TextColumn("search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} steps/s"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
+        )  # fmt: skip
+        with Bar(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("search", total=None, rate="-", state="")
+            yield lambda at: bar.update(
+                task, completed=at.step, total=at.n_steps, state=_state(at), rate=f"{bar.tasks[0].speed or 0:.0f}"
+            )
+    else:
+        started = last = time.monotonic()
+
+        def line(at: Progress) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= N_QUIET_SECONDS or at.step == at.n_steps:
+                last = now
+                rate = at.step / (now - started)
+                left = (at.n_steps - at.step) / rate
+                say(f"search {at.step}/{at.n_steps} steps, {rate:.0f} steps/s, {left:.0f} s left, {_state(at)}")
+
+        yield line
+
+
+def _state(at: Progress) -> str:
+    return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f} density {at.density:.4f}"
+
+
+def add_reading(parser: argparse.ArgumentParser, *, device: bool) -> None:
+    """Options of every command that reads a file."""
+    parser.add_argument("file", help="a .smask file")
+    parser.add_argument(
+        "--max-weights", type=int, metavar="N", help="refuse files with more weights than this (default 2^30)"
+    )
+    parser.add_argument("--json", action="store_true", help="result as one JSON object")
+    if device:
+        parser.add_argument(
+            "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)"
+        )
+
+
+def limits_of(arguments: argparse.Namespace) -> Any:
+    """Limits with what the user allowed."""
+    from ..container import Limits
+
+    return Limits() if arguments.max_weights is None else Limits(max_weights=arguments.max_weights)
+
+
+def device_of(arguments: argparse.Namespace) -> Any:
+    """The device asked for, checked."""
+    import torch
+
+    from ..codec import check_device
+
+    name = arguments.device
+    return check_device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

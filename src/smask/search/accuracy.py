@@ -1,0 +1,68 @@
+"""Accuracy and loss of a classifier on the test part of a dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ArchitectureError
+from .data import Dataset
+
+N_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """Result of :func:`score`: ``accuracy`` is a fraction, ``loss`` the mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+    n_inputs: int
+
+
+@torch.no_grad()
+def score(model: nn.Module, dataset: Dataset, *, device: torch.device | str = "cpu") -> Score:
+    """Runs a model in evaluation mode over the test part.
+
+    Raises:
+        ArchitectureError: The model does not take these inputs or has too few outputs.
+    """
+    check_fit(model, dataset, device=device)
+    model.eval()
+    n_right, loss = 0, 0.0
+    for start in range(0, len(dataset.x_test), N_BATCH):
+        x = dataset.inputs(dataset.x_test[start : start + N_BATCH].to(device))
+        y = dataset.y_test[start : start + N_BATCH].to(device)
+        outputs = model(x)
+        n_right += int((outputs.argmax(1) == y).sum())
+        loss += float(F.cross_entropy(outputs, y, reduction="sum"))
+    n = len(dataset.x_test)
+    return Score(n_right / n, loss / n, n)
+
+
+@torch.no_grad()
+def check_fit(model: nn.Module, dataset: Dataset, *, device: torch.device | str = "cpu") -> None:
+    """Puts one input through a model.
+
+    Raises:
+        ArchitectureError: It does not go through, or the outputs are not one score for each class.
+    """
+    training = model.training
+    model.eval()
+    try:
+        outputs: Tensor = model(dataset.inputs(dataset.x_test[:1].to(device)))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArchitectureError(
+            (f"inputs of shape {list(dataset.input_shape)} do not go through the model: {reason}",)
+        ) from None
+    finally:
+        model.train(training)
+    n_classes = max(dataset.n_classes, int(dataset.y_test.max()) + 1)
+    if outputs.dim() != 2 or outputs.shape[1] < n_classes:
+        raise ArchitectureError(
+            (f"the model gives outputs of shape {list(outputs.shape)}, the data has {n_classes} classes",)
+        )

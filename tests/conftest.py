@@ -1,0 +1,43 @@
+"""Shared fixtures: where the optional real data is, a small trained model, paths of the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import smask
+from smask import architectures, named_nets
+from smask.search.data import Batches, Dataset, digits
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    return ROOT / "spec/vectors"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real data sets and checkpoints; tests that need it skip visibly without it."""
+    folder = Path(os.environ.get("SMASK_DATA", ROOT.parent / "shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set SMASK_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_data() -> Dataset:
+    return digits()
+
+
+@pytest.fixture(scope="session")
+def found(digits_data: Dataset) -> torch.nn.Module:
+    """A masked net of the bundled digits after a short search."""
+    mean, std = digits_data.statistics()
+    arch = named_nets.architecture("mlp:64-48-32-10", input_shape=(1, 8, 8), mean=mean, std=std)
+    batches = Batches(digits_data, batch_size=64, seed=1)
+    return smask.find_masks(architectures.build(arch), batches, density=0.2, epochs=15, seed=5, meta={"task": "digits"})

@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import smask
+from smask import floats
+from smask.codec import smallest_exact
+from smask.integrity import raw_bytes
+from smask.recipe import Recipe
+
+
+@pytest.mark.clause("F-01")
+def test_vectors(vectors: Path) -> None:
+    for case in json.loads((vectors / "floats.json").read_text()):
+        values = [
+            np.frombuffer(bytes.fromhex(value["bytes"]), np.uint8).reshape(-1, value["n_bytes"]) for value in case["values"]
+        ]
+        planes = floats.byte_planes(values)
+        assert [plane.packed.tobytes().hex() for plane in planes] == case["byte_planes"]
+        shapes = [value.shape for value in values]
+        assert floats.plane_lengths(shapes) == [len(plane.packed) for plane in planes]
+        again = floats.values_from_planes(planes, shapes)
+        assert [value.tobytes() for value in again] == [value.tobytes() for value in values]
+
+
+@pytest.mark.clause("F-02")
+@pytest.mark.parametrize(
+    ("tensor", "stored"),
+    [
+        (torch.tensor([1.5, -2.0]), torch.bfloat16),
+        (torch.tensor([1 + 2**-10]), torch.float16),
+        (torch.tensor([2.0**-24, 1 + 2**-10]), torch.float16),  # a subnormal of float16
+        (torch.tensor([0.1]), torch.float32),
+        (torch.tensor([float("inf"), -0.0]), torch.bfloat16),
+        (torch.tensor([0x7FC00001], dtype=torch.int32).view(torch.float32), torch.float32),  # a NaN with a payload
+        (torch.tensor([1.0], dtype=torch.float64), torch.bfloat16),
+        (torch.tensor([0.1], dtype=torch.float64), torch.float64),
+        (torch.tensor(255), torch.uint8),
+        (torch.tensor([-1]), torch.int16),
+        (torch.tensor([70_000]), torch.int32),
+        (torch.tensor([2**40]), torch.int64),
+        (torch.tensor([True]), torch.bool),
+        (torch.zeros(0), torch.bfloat16),
+    ],
+)
+def test_stored_in_the_narrowest_exact_dtype(tensor: torch.Tensor, stored: torch.dtype) -> None:
+    assert smallest_exact(tensor).dtype == stored
+    again = smask.decode(smask.encode({"t": tensor}, Recipe(0, {})))["t"]
+    assert (again.dtype, again.shape) == (tensor.dtype, tensor.shape)
+    assert torch.equal(raw_bytes(again), raw_bytes(tensor))
+
+
+def test_flushing_subnormals_changes_nothing() -> None:
+    state = {"t": torch.tensor([2.0**-24, 2.0**-130, 1.0]), "d": torch.tensor([2.0**-1070], dtype=torch.float64)}
+    expected = smask.encode(state, Recipe(0, {}))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        assert smask.encode(state, Recipe(0, {})) == expected
+        again = smask.decode(expected)
+    finally:
+        torch.set_flush_denormal(False)
+    assert all(torch.equal(raw_bytes(again[name]), raw_bytes(state[name])) for name in state)

@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smask import manifest
+from smask.container import Limits
+from smask.errors import FormatError, LimitError
+from smask.manifest import Blob, Manifest, Record, Scale
+
+CODED = Record("w", (2, 3), planes=2, flip=True, stream=1, scale=Scale("channel", "F16"), offset=Scale("tensor", "F32"))
+PLAIN = Record("b", (2,), stored="BF16")
+
+
+def example(tensors=(CODED, PLAIN), n_blobs: int = 9, **fields) -> Manifest:
+    return Manifest(tuple(tensors), (Blob("raw", 1),) * n_blobs, "0" * 64, {"kind": "external"}, **({"seed": 5} | fields))
+
+
+def test_round_trip() -> None:
+    text = manifest.emit(example(meta={"é": "ü\n"}))
+    assert manifest.parse(text, limits=Limits()) == example(meta={"é": "ü\n"})
+
+
+@pytest.mark.clause("M-02")
+@pytest.mark.clause("M-04")
+def test_canonical_text() -> None:
+    assert manifest.emit(example(tensors=[PLAIN], n_blobs=2, seed=None)) == (
+        b'{"arch":{"kind":"external"},"blobs":[["raw",1],["raw",1]],"digest":"' + b"0" * 64 + b'",'
+        b'"tensors":[{"name":"b","shape":[2],"stored":"BF16"}]}'
+    )
+
+
+@pytest.mark.clause("P-02")
+@pytest.mark.clause("M-09")
+def test_sections_are_plane_major() -> None:
+    other = Record("v", (4,), planes=1, scale=Scale("tensor", "F32"))
+    assert manifest.bit_sections((other, PLAIN, CODED)) == [
+        (2, 1, "significance"), (2, 1, "flip"), (0, 0, "significance"), (2, 0, "significance"), (2, 0, "flip"), (2, 0, "refinement"),
+    ]  # fmt: skip
+    assert manifest.n_byte_planes((other, PLAIN, CODED)) == 4
+    assert manifest.n_byte_planes(()) == 0
+
+
+@pytest.mark.clause("M-06")
+def test_exact_widening_is_what_torch_says() -> None:
+    import torch
+
+    from smask.integrity import DTYPE_OF_NAME
+
+    for stored in manifest.N_BYTES_OF_DTYPE:
+        for dtype in manifest.N_BYTES_OF_DTYPE:
+            a, b = DTYPE_OF_NAME[stored], DTYPE_OF_NAME[dtype]
+            same_kind = a.is_floating_point == b.is_floating_point and (a == torch.bool) == (b == torch.bool)
+            expected = same_kind and torch.promote_types(a, b) == b
+            assert manifest.widens_exactly(stored, dtype) == expected, (stored, dtype)
+
+
+@pytest.mark.clause("L-01")
+@pytest.mark.parametrize(
+    ("limits", "limit", "asked"),
+    [(Limits(max_weights=7), "max_weights", 8), (Limits(max_tensors=1), "max_tensors", 2)],
+)
+def test_limits(limits: Limits, limit: str, asked: int) -> None:
+    with pytest.raises(LimitError) as caught:
+        manifest.parse(manifest.emit(example()), limits=limits)
+    assert (caught.value.limit, caught.value.asked) == (limit, asked)
+    manifest.parse(manifest.emit(example()), limits=Limits(max_weights=8, max_tensors=2))
+
+
+@pytest.mark.clause("M-03")
+def test_error_says_where() -> None:
+    text = manifest.emit(example()).replace(b'"flip":true', b'"flip":1')
+    with pytest.raises(FormatError) as caught:
+        manifest.parse(text, limits=Limits())
+    assert caught.value.clause == "M-03"
+    assert "tensors[0].flip" in caught.value.where
+
+
+@pytest.mark.parametrize("module", ["manifest", "container", "inspection"])
+def test_needs_no_torch(module: str) -> None:
+    code = f"import sys, smask.{module}; print(sorted({{'torch', 'sklearn', 'rich'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_one_table_of_dtypes(vectors: Path) -> None:
+    from smask.integrity import NAME_OF_DTYPE
+
+    sizes = {name: dtype.itemsize for dtype, name in NAME_OF_DTYPE.items()}
+    assert sizes == manifest.N_BYTES_OF_DTYPE
