@@ -90,7 +90,9 @@ def test_write_refuses_what_exists(tmp_path: Path) -> None:
 
 @pytest.mark.clause("C-07")
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+def test_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
     path = tmp_path / "a.smask"
     container.write_atomic(path, b"one")
 

@@ -16,7 +16,8 @@ from smask.recipe import Recipe
 def test_vectors(vectors: Path) -> None:
     for case in json.loads((vectors / "floats.json").read_text()):
         values = [
-            np.frombuffer(bytes.fromhex(value["bytes"]), np.uint8).reshape(-1, value["n_bytes"]) for value in case["values"]
+            np.frombuffer(bytes.fromhex(value["bytes"]), np.uint8).reshape(-1, value["n_bytes"])
+            for value in case["values"]
         ]
         planes = floats.byte_planes(values)
         assert [plane.packed.tobytes().hex() for plane in planes] == case["byte_planes"]

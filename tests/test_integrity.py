@@ -17,7 +17,12 @@ def test_digest_is_over_names_dtypes_shapes_and_bytes() -> None:
 
 def test_any_difference_changes_the_digest() -> None:
     plain = integrity.digest({"a": torch.zeros(2)})
-    for other in ({"b": torch.zeros(2)}, {"a": torch.zeros(2, 1)}, {"a": torch.zeros(2).half()}, {"a": -torch.zeros(2)}):
+    for other in (
+        {"b": torch.zeros(2)},
+        {"a": torch.zeros(2, 1)},
+        {"a": torch.zeros(2).half()},
+        {"a": -torch.zeros(2)},
+    ):
         assert integrity.digest(other) != plain
 
 
@@ -39,7 +44,9 @@ def test_verify_says_yes_and_no(found: torch.nn.Module, monkeypatch: pytest.Monk
 @pytest.mark.clause("C-05")
 def test_every_flipped_bit_is_found(found: torch.nn.Module) -> None:
     data = smask.encode(found.state_dict(), found.smask_recipe)
-    blobs_start = len(data) - 32 - sum(b.n_bytes for b in manifest.open_file(data, limits=smask.Limits()).manifest.blobs)
+    blobs_start = (
+        len(data) - 32 - sum(b.n_bytes for b in manifest.open_file(data, limits=smask.Limits()).manifest.blobs)
+    )
     for position in range(len(data)):
         damaged = bytearray(data)
         damaged[position] ^= 1 << position % 8

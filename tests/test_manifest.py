@@ -14,7 +14,9 @@ PLAIN = Record("b", (2,), stored="BF16")
 
 
 def example(tensors=(CODED, PLAIN), n_blobs: int = 9, **fields) -> Manifest:
-    return Manifest(tuple(tensors), (Blob("raw", 1),) * n_blobs, "0" * 64, {"kind": "external"}, **({"seed": 5} | fields))
+    return Manifest(
+        tuple(tensors), (Blob("raw", 1),) * n_blobs, "0" * 64, {"kind": "external"}, **({"seed": 5} | fields)
+    )
 
 
 def test_round_trip() -> None:

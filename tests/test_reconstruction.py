@@ -25,7 +25,9 @@ def random_coded(shape: tuple[int, ...], *, n_planes: int = 1, seed: int = 0, **
     for plane in planes:
         kept |= plane
     scale = torch.rand(shape[0] if fields.pop("channel", False) else 1, generator=random) + 0.1
-    return CodedTensor(shape, 3, tuple(planes), scale, flip=flip & kept if fields.pop("flip", False) else None, **fields)
+    return CodedTensor(
+        shape, 3, tuple(planes), scale, flip=flip & kept if fields.pop("flip", False) else None, **fields
+    )
 
 
 @pytest.mark.clause("R-01")
@@ -106,7 +108,9 @@ def test_range_of_parameters(scale: float, offset: float | None, problem: str | 
 @pytest.mark.clause("R-01")
 def test_flushing_subnormals_changes_nothing() -> None:
     smallest = random_coded((8, 40), n_planes=3, base="normal", flip=True)
-    coded = CodedTensor((8, 40), 3, smallest.planes, torch.tensor([2.0**-64]), "normal", smallest.flip, torch.tensor([0.75]))
+    coded = CodedTensor(
+        (8, 40), 3, smallest.planes, torch.tensor([2.0**-64]), "normal", smallest.flip, torch.tensor([0.75])
+    )
     expected = raw_bytes(reconstruction.reconstruct(coded, 5))
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush subnormals")
@@ -145,6 +149,8 @@ def test_threads_do_not_matter() -> None:
 @pytest.mark.parametrize("n_planes", [1, 5])
 @pytest.mark.parametrize("base", ["signed", "uniform", "normal"])
 def test_cuda_is_the_same(n_planes: int, base: str) -> None:
-    coded = random_coded((300, 7001), n_planes=n_planes, base=base, channel=True, flip=True, offset=torch.tensor([0.25]))
+    coded = random_coded(
+        (300, 7001), n_planes=n_planes, base=base, channel=True, flip=True, offset=torch.tensor([0.25])
+    )
     on_gpu = reconstruction.reconstruct(coded, 1, device="cuda")
     assert torch.equal(raw_bytes(on_gpu), raw_bytes(reconstruction.reconstruct(coded, 1)))

@@ -217,6 +217,6 @@ def _inputs(array: np.ndarray) -> Tensor:
     tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if tensor.dim() == 3:
         return tensor[:, None]
-    if tensor.dim() == 4 and tensor.shape[3] in (1, 3, 4) and tensor.shape[1] not in (1, 3, 4):
+    if tensor.dim() == 4 and tensor.shape[3] in (1, 3) and tensor.shape[1] not in (1, 3):
         return tensor.permute(0, 3, 1, 2).contiguous()
     return tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..architectures import arch_of
 from ..bases import N_WEIGHTS_PER_WORD
@@ -114,19 +113,25 @@ def find_masks(
     target = torch.device(device)
     original, model = model, copy.deepcopy(model).to(target)
     model.requires_grad_(True).train()
-    names = _maskable(model)
+    weights = maskable(model)
     densities = layer_densities(
-        {name: _weight(model, name).shape for name in names},
+        {name: weight.shape for name, weight in weights.items()},
         density=density, rule=density_rule, first=first_density, last=last_density,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
         torch.manual_seed(seed % 2**63)
-        layers = _parametrize(
-            model, densities, METHODS[method], base, seed, scale, START_DENSITY if learn_scale else None
+        layers = masked_weights(
+            weights,
+            densities,
+            METHODS[method],
+            base=base,
+            seed=seed,
+            per_channel=scale == "channel",
+            learn_scale=learn_scale,
         )
-        for layer in layers.values():
-            layer.fixed_floats(learn_scale=learn_scale, learn_bias=learn_bias)
-        search = _Search(model, layers, epochs * n_batches, lr=lr, hold=hold, settle=settle)
+        for name in weights:
+            _zero_bias(model.get_submodule(name.rpartition(".")[0]), learn=learn_bias)
+        search = Search(model, layers, epochs * n_batches, lr=lr, hold=hold, settle=settle)
         step = 0
         for epoch in range(epochs):
             for x, y in batches:
@@ -160,100 +165,95 @@ def _check(method: str, base: str, scale: str, epochs: int, lr: float, seed: int
         raise ArgumentError("hold and settle", (hold, settle), "parts that leave time to search")
 
 
-def _maskable(model: nn.Module) -> list[str]:
-    names = [f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, MASKABLE)]
-    if not names:
+def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that can be masked, by state-dict name."""
+    weights = {
+        f"{name}.weight".lstrip("."): cast(nn.Parameter, module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, MASKABLE)
+    }
+    if not weights:
         raise ArgumentError("model", type(model).__name__, "a model with linear or convolution layers")
-    return names
+    return weights
 
 
-def _module(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])
+def _zero_bias(module: nn.Module, *, learn: bool) -> None:
+    if isinstance(module.bias, nn.Parameter):
+        nn.init.zeros_(module.bias)
+        module.bias.requires_grad_(learn)
 
 
-def _weight(model: nn.Module, name: str) -> Tensor:
-    return cast(Tensor, _module(model, name).weight)
-
-
-class _Layer:
-    """One masked layer: module, parametrisation, latents, end density."""
-
-    def __init__(self, module: nn.Module, masked: MaskedWeight, density: float) -> None:
-        self.module, self.masked, self.density = module, masked, density
-        self.n_weights = masked.base.numel()
-
-    @property
-    def latent(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.module.parametrizations.weight.original)  # type: ignore[union-attr]
-
-    def fixed_floats(self, *, learn_scale: bool, learn_bias: bool) -> None:
-        """Biases start at zero; what is not learned is frozen."""
-        self.masked.scale.requires_grad_(learn_scale)
-        bias = self.module.bias
-        if isinstance(bias, nn.Parameter):
-            nn.init.zeros_(bias)
-            bias.requires_grad_(learn_bias)
-
-
-def _parametrize(
-    model: nn.Module, densities: dict[str, float], method: Method, base: str, seed: int, scale: str, start: float | None
-) -> dict[str, _Layer]:
+def masked_weights(
+    weights: Mapping[str, nn.Parameter],
+    densities: Mapping[str, float],
+    method: Method,
+    *,
+    base: str = "signed",
+    seed: int = 0,
+    per_channel: bool = True,
+    learn_scale: bool = True,
+) -> dict[str, MaskedWeight]:
+    """Scores for every weight; stream i of the seed is the base of the i-th."""
     random = torch.Generator().manual_seed(seed % 2**63)
     layers = {}
-    for stream, (name, density) in enumerate(densities.items()):
-        module = _module(model, name)
-        weight = _weight(model, name)
-        masked = method.layer(
-            weight, kind=base, seed=seed, stream=stream, per_channel=scale == "channel", density=start or density
-        )
-        latent = method.initial(masked.sign, random)
-        module.weight = nn.Parameter(latent)
-        # unsafe: the check of the parametrisation API would compare a weight with the latents it came from.
-        parametrize.register_parametrization(module, "weight", masked, unsafe=True)
-        layers[name] = _Layer(module, masked, density)
+    for stream, (name, weight) in enumerate(weights.items()):
+        density = densities[name]
+        layer = method.layer(
+            weight, kind=base, seed=seed, stream=stream, per_channel=per_channel, density=density,
+            start=max(START_DENSITY, density) if learn_scale else density,
+        )  # fmt: skip
+        with torch.no_grad():
+            layer.latent.mul_(method.initial(weight.shape, random).to(weight.device))
+        layer.scale.requires_grad_(learn_scale)
+        layers[name] = layer
     return layers
 
 
-class _Search:
+class Search:
     """Optimiser, schedules and the moment at which masks are fixed."""
 
     def __init__(
-        self, model: nn.Module, layers: dict[str, _Layer], n_steps: int, *, lr: float, hold: float, settle: float
+        self, model: nn.Module, layers: dict[str, MaskedWeight], n_steps: int, *, lr: float, hold: float, settle: float
     ) -> None:
         self.model, self.layers, self.n_steps, self.done = model, layers, n_steps, 0
         self.n_search = max(1, round(n_steps * (1 - settle)))
         self.n_descent = max(1, round(n_steps * (1 - settle - hold)))
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=lr, fused=True)
+        masked = {id(layer.weight) for layer in layers.values()}
+        trained = [parameter for parameter in model.parameters() if id(parameter) not in masked]
+        trained += [parameter for layer in layers.values() for parameter in (layer.latent, layer.scale)]
+        self.optimizer = torch.optim.Adam(
+            [parameter for parameter in trained if parameter.requires_grad], lr=lr, fused=True
+        )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, n_steps) / n_steps))
         )
         self.masks: dict[str, Tensor] = {}
 
-    def density_of(self, layer: _Layer) -> float:
-        start = max(START_DENSITY, layer.density)
-        return cubic(self.done / self.n_descent, start=start, end=layer.density)
+    def density_of(self, layer: MaskedWeight) -> float:
+        """Density of a layer now."""
+        return cubic(self.done / self.n_descent, start=max(START_DENSITY, layer.density), end=layer.density)
 
     def density(self) -> float:
         """Kept weights over weights of all masked layers now."""
-        layers = self.layers.values()
-        return sum(self.density_of(layer) * layer.n_weights for layer in layers) / sum(
-            layer.n_weights for layer in layers
-        )
+        sizes = [layer.weight.numel() for layer in self.layers.values()]
+        kept = sum(self.density_of(layer) * size for layer, size in zip(self.layers.values(), sizes, strict=True))
+        return kept / sum(sizes)
 
     def step(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """One batch: masks, forward, backward, update; returns the loss."""
         if self.done == self.n_search:
             self.fix()
-        elif not self.masks and self.done % N_REFRESH == 0:
-            for layer in self.layers.values():
-                layer.masked.refresh(layer.latent, self.density_of(layer))
+        refresh = not self.masks and self.done % N_REFRESH == 0
         for layer in self.layers.values():
-            layer.masked.stale = True
+            if refresh:
+                layer.refresh(self.density_of(layer))
+            layer.write()
         value = loss(self.model(x), y)
         self.optimizer.zero_grad(set_to_none=True)
-        if value.requires_grad:  # not so when the masks are fixed and no float is learned
-            value.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+        value.backward()  # type: ignore[no-untyped-call]
+        for layer in self.layers.values():
+            layer.take_gradient()
+        self.optimizer.step()
         self.schedule.step()
         self.done += 1
         return value.detach()
@@ -261,21 +261,20 @@ class _Search:
     def fix(self) -> dict[str, Tensor]:
         """Final masks, bool [n_weights] by name; the first call fixes them."""
         if not self.masks:
-            for name, layer in self.layers.items():
-                self.masks[name] = layer.masked.fix(layer.latent, layer.density)
-                layer.latent.requires_grad_(False)
-                layer.latent.grad = None
+            self.masks = {name: layer.fix() for name, layer in self.layers.items()}
         return self.masks
 
 
-def _coded(layers: dict[str, _Layer], masks: dict[str, Tensor], float_dtype: torch.dtype) -> dict[str, CodedTensor]:
+def _coded(
+    layers: dict[str, MaskedWeight], masks: dict[str, Tensor], float_dtype: torch.dtype
+) -> dict[str, CodedTensor]:
     return {
         name: CodedTensor(
-            shape=tuple(layer.masked.base.shape),
-            stream=layer.masked.stream,
+            shape=tuple(layer.weight.shape),
+            stream=layer.stream,
             planes=(torch.from_numpy(np.packbits(masks[name].numpy(), bitorder="little")),),
-            scale=_rounded(layer.masked.scale.detach().flatten().cpu(), float_dtype),
-            base=layer.masked.kind,
+            scale=_rounded(layer.scale.detach().flatten().cpu(), float_dtype),
+            base=layer.kind,
         )
         for name, layer in layers.items()
     }

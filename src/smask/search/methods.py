@@ -1,4 +1,4 @@
-"""Search methods, one table of records; a method says how latents begin and how a layer turns them into weights."""
+"""Search methods, one table of records; a method says how scores begin and how a layer turns them into weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .scores import MaskedWeight
 
+# About a hundred steps of Adam at the default rate lie between the best and the worst score at the start.
+INITIAL_WIDTH = 0.1
+
 
 @dataclass(frozen=True)
 class Method:
@@ -18,24 +21,20 @@ class Method:
     Attributes:
         name: As on the command line.
         paper: Where it was published.
-        initial: (signs, random generator) to the first latents.
-        layer: Parametrisation of one layer.
+        initial: (shape, random generator) to the first scores.
+        layer: What holds the scores of one weight and writes it.
     """
 
     name: str
     paper: str
-    initial: Callable[[Tensor, torch.Generator], Tensor]
+    initial: Callable[[torch.Size, torch.Generator], Tensor]
     layer: type[MaskedWeight]
 
 
-def uniform_scores(sign: Tensor, random: torch.Generator) -> Tensor:
-    """Latents of scores drawn evenly from [0, INITIAL_WIDTH)."""
-    scores = torch.rand(sign.shape, generator=random) * INITIAL_WIDTH
-    return scores.to(sign.device) * sign
+def uniform_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
+    """Scores drawn evenly from [0, INITIAL_WIDTH)."""
+    return torch.rand(shape, generator=random) * INITIAL_WIDTH
 
-
-# About a hundred steps of Adam at the default rate lie between the best and the worst score at the start.
-INITIAL_WIDTH = 0.1
 
 METHODS: Mapping[str, Method] = {
     method.name: method

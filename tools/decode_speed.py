@@ -1,0 +1,73 @@
+"""Speed of regenerating and masking a large signed tensor, against rivals in the same run.
+
+    python tools/decode_speed.py                  # 100 million weights, one scale a channel
+    python tools/decode_speed.py --weights 400M
+
+Rivals: copying a dense float32 tensor of that size that is already in memory (the least a loader can do),
+torch.load of it from a file, and torch.randn by torch's own generator, which is not reproducible across devices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from machine import facts, interleaved, ratio
+from smask.reconstruction import CodedTensor, reconstruct
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="100M", help="number of weights, in millions (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    n = int(arguments.weights.removesuffix("M")) * 1_000_000
+    rows = n // 10_000
+    random = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, 256, (n // 8,), generator=random, dtype=torch.uint8)
+    scales = {"one scale a channel": torch.rand(rows, generator=random) + 0.5, "one scale": torch.tensor([0.5])}
+    device = torch.device(arguments.device)
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    with tempfile.TemporaryDirectory() as folder:
+        dense = torch.randn(rows, 10_000)
+        torch.save(dense, Path(folder) / "dense.pt")
+        works = {
+            name: (
+                lambda scale=scale: (
+                    reconstruct(CodedTensor((rows, 10_000), 0, (mask,), scale), 1, device=device),
+                    finish(),
+                )
+            )
+            for name, scale in scales.items()
+        }
+        works["copy of a dense tensor"] = lambda: (dense.to(device, copy=True), finish())
+        works["torch.load of a dense file"] = lambda: (
+            torch.load(Path(folder) / "dense.pt", map_location=device),
+            finish(),
+        )
+        works["torch.randn"] = lambda: (torch.randn(rows, 10_000, device=device), finish())
+        seconds = interleaved(works, rounds=arguments.rounds)
+    report = {
+        "machine": facts(),
+        "n_weights": n,
+        "device": str(device),
+        "giga_weights_per_s": {name: round(n / statistics.median(values) / 1e9, 3) for name, values in seconds.items()},
+        "best_giga_weights_per_s": {name: round(n / min(values) / 1e9, 3) for name, values in seconds.items()},
+        "time_over": {name: ratio(seconds, "one scale a channel", name) for name in works if "scale" not in name},
+    }
+    print(json.dumps(report, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""Facts of the machine that a figure was measured on, and the timing that all tools share."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import torch
+import zstandard
+
+
+def facts() -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            fields = [line.partition(":") for line in lines]
+    except OSError:
+        return platform.processor()
+    names = [value.strip() for key, _, value in fields if key.strip() == "model name"]
+    flags = next((value.split() for key, _, value in fields if key.strip() == "flags"), [])
+    return (names[0] if names else platform.processor()) + (" (AVX-512)" if "avx512f" in flags else "")
+
+
+def interleaved(works: dict[str, Callable[[], object]], *, rounds: int, repeats: int = 1) -> dict[str, list[float]]:
+    """Seconds of each work in every round; the works take turns, so that a drift of the machine meets them all."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for name in works:
+        works[name]()
+    for _ in range(rounds):
+        for name, work in works.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                work()
+            seconds[name].append((time.perf_counter() - start) / repeats)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], one: str, other: str) -> dict[str, float]:
+    """Median and spread of one / other, round by round."""
+    ratios = sorted(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+    return {"median": round(statistics.median(ratios), 3), "min": round(ratios[0], 3), "max": round(ratios[-1], 3)}

@@ -1,0 +1,190 @@
+"""The manifest (section 6, with the limits of section 15): its JSON, its fields and what they say together."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from types import SimpleNamespace as Record
+from typing import Any
+
+from referrors import OverLimit, Refused, Unsupported, need
+
+MAX_MANIFEST, MAX_TENSORS, MAX_ELEMENTS = 2**24, 2**16, 2**30
+MAX_NESTING = 64
+WIDTH = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+WIDER = {"U8": "I16 I32 I64", "I8": "I16 I32 I64", "I16": "I32 I64", "I32": "I64"}
+WIDER |= {"F16": "F32 F64", "BF16": "F32 F64", "F32": "F64"}
+
+
+# The text
+def parse_manifest(text: bytes) -> dict[str, Any]:
+    try:
+        source = text.decode()
+        tree = json.loads(source, object_pairs_hook=tuple)  # its NaN and Infinity are refused with the numbers
+        need(isinstance(tree, tuple), "M-01", "not an object")
+        canonical = spell(tree)
+    except (ValueError, RecursionError) as error:  # of UTF-8, JSON, lone surrogates, integers of thousands of digits
+        raise Refused("M-01", str(error)) from error
+    need(canonical == text, "M-02", "not canonical")
+    return json.loads(source)
+
+
+def spell(value: Any, nesting: int = 1) -> bytes:
+    """The canonical text of a JSON value whose objects are tuples of members. All members are spelled, for the sake of
+    M-01, before those with a name of their own are put together."""
+    need(nesting <= MAX_NESTING or not isinstance(value, tuple | list), "M-01", "nested too deeply")
+    if isinstance(value, tuple):
+        members = {name: spell(name) + b":" + spell(item, nesting + 1) for name, item in value}
+        return b"{" + b",".join([members[name] for name in sorted(members)]) + b"}"
+    if isinstance(value, list):
+        return b"[" + b",".join([spell(item, nesting + 1) for item in value]) + b"]"
+    if isinstance(value, int | float):
+        need(abs(value) <= sys.float_info.max, "M-01", "not a number of binary64")
+    if isinstance(value, float):
+        return spell_binary64(value).encode()
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+def spell_binary64(value: float) -> str:
+    """repr has the right digits, but begins exponents at another magnitude and writes them with zeros and signs."""
+    digits, _, exponent = repr(value).partition("e")
+    if exponent and 1e-5 <= abs(value) < 1:
+        return f"{Decimal(repr(value)):f}"
+    return f"{digits}e{int(exponent)}" if exponent else digits
+
+
+# The fields
+def is_integer(value: Any, low: int, high: float = math.inf) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def is_list(value: Any, item: Callable[[Any], bool], most: float = math.inf) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(map(item, value))
+
+
+def is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_name(value: Any) -> bool:
+    return is_string(value) and 1 <= len(value) <= 512 and all(c >= " " and c != "\x7f" for c in value)
+
+
+def is_digest(value: Any) -> bool:
+    return is_string(value) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def is_blob(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and is_string(value[0]) and is_integer(value[1], 0, 2**62)
+
+
+def is_parameter(value: Any) -> bool:
+    return is_list(value, is_string) and len(value) == 2
+
+
+REQUIRED, ABSENT = object(), None
+Rules = dict[str, tuple[Callable[[Any], bool], Any]]  # field: type and range, default
+MANIFEST: Rules = {
+    "arch": (lambda v: isinstance(v, dict), REQUIRED),
+    "blobs": (lambda v: is_list(v, is_blob), REQUIRED),
+    "digest": (is_digest, REQUIRED),
+    "meta": (lambda v: isinstance(v, dict) and all(map(is_string, v.values())), {}),
+    "seed": (lambda v: is_integer(v, 0), ABSENT),  # M-08 has the upper end
+    "tensors": (lambda v: is_list(v, lambda record: isinstance(record, dict)), REQUIRED),
+}
+RECORD: Rules = {  # M-11 has the dtypes, bases and axes
+    "name": (is_name, REQUIRED),
+    "shape": (lambda v: is_list(v, lambda dimension: is_integer(dimension, 0), 8), REQUIRED),
+    "dtype": (is_string, "F32"),
+    "stored": (is_string, ABSENT),
+    "planes": (lambda v: is_integer(v, 1, 16), ABSENT),
+    "base": (is_string, "signed"),
+    "stream": (lambda v: is_integer(v, 0, 2**32 - 1), 0),
+    "flip": (lambda v: isinstance(v, bool), False),
+    "scale": (is_parameter, ABSENT),
+    "offset": (is_parameter, ABSENT),
+}
+CODED_ONLY = {"planes", "base", "stream", "flip", "scale", "offset"}
+
+
+def check_fields(manifest: dict[str, Any]) -> None:
+    """M-10, M-03 and M-04, each for the manifest and all records before the next."""
+    tensors = manifest.get("tensors")
+    records = [record for record in tensors if isinstance(record, dict)] if isinstance(tensors, list) else []
+    extensions = [field for field, value in manifest.items() if is_ignorable(value)]
+    unknown = manifest.keys() - MANIFEST.keys() - set(extensions)
+    unknown.update(*[record.keys() - RECORD.keys() for record in records])
+    need(not unknown, "M-10", f"unknown fields {sorted(unknown)}", Unsupported)
+    objects = [(manifest, MANIFEST), *[(record, RECORD) for record in records]]
+    for members, rules in objects:
+        for field, (is_valid, default) in rules.items():
+            valid = is_valid(members[field]) if field in members else default is not REQUIRED
+            need(valid, "M-03", f"{field} is missing or of the wrong type or range")
+    for members, rules in objects:
+        needless = [field for field, (_, default) in rules.items() if field in members and members[field] == default]
+        need(not needless, "M-04", f"defaults spelled out: {needless}")
+
+
+def is_ignorable(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("must_understand") is False
+
+
+def known(values: Iterable[Any], choice: Iterable[str], what: str) -> None:
+    need(set(values) <= set(choice), "M-11", f"unknown {what}", Unsupported)
+
+
+# What the fields say together
+def read_manifest(text: bytes) -> Record:
+    """The fields, checked, and what follows from them: `sizes` and `byte_planes` for section 11; for each record its
+    number of elements `size` and its `values`, a list of (stored dtype, count)."""
+    manifest = parse_manifest(text)
+    check_fields(manifest)
+    m = with_defaults(manifest, MANIFEST)
+    m.tensors = [with_defaults(members, RECORD) for members in m.tensors]
+    check_limits(m.tensors)
+    need(len({r.name for r in m.tensors}) == len(m.tensors), "M-05", "name twice")
+    for r in m.tensors:
+        check_record(r)
+        r.values = r.parameters if r.planes else [(r.stored, r.size)]
+    coded = [r for r in m.tensors if r.planes]
+    need((m.seed is not None) == bool(coded), "M-08", "no seed, or nothing to use it")
+    need((m.seed or 0) < 2**64, "M-08", "seed of more than 64 bits")
+    known([coding for coding, _ in m.blobs], ["raw", "zstd", "gap-zstd"], "coding")
+    m.sizes = [(WIDTH[dtype], count) for r in m.tensors for dtype, count in r.values]
+    m.byte_planes = max((width for width, count in m.sizes if count), default=0)
+    sections = m.byte_planes + sum(r.planes * (2 + r.flip) - 1 for r in coded)
+    need(len(m.blobs) == sections, "M-09", f"{len(m.blobs)} blobs for {sections} sections")
+    need(m.arch.get("kind", "external") == "external", "M-11", "unknown architecture kind", Unsupported)
+    need("kind" not in m.arch or len(m.arch) == 1, "M-12", "external architecture with other members")
+    return m
+
+
+def with_defaults(members: dict[str, Any], rules: Rules) -> Record:
+    return Record(given=members.keys(), **{f: members.get(f, default) for f, (_, default) in rules.items()})
+
+
+def check_limits(tensors: list[Record]) -> None:
+    need(len(tensors) <= MAX_TENSORS, "L-01", "too many tensors", OverLimit)
+    elements = 0
+    for r in tensors:
+        r.size, channels = math.prod(r.shape), r.shape[0] if r.shape else 1
+        pairs = [pair for pair in (r.scale, r.offset) if pair]
+        r.parameters = [(dtype, channels if axis == "channel" else 1) for axis, dtype in pairs]
+        elements += max(r.size, sum(count for _, count in r.parameters))
+    need(elements <= MAX_ELEMENTS, "L-01", "too many elements", OverLimit)
+
+
+def check_record(r: Record) -> None:
+    dtypes = [dtype for dtype, _ in r.parameters]
+    known([r.dtype, r.stored or r.dtype, *dtypes], WIDTH, "dtype")
+    if not r.planes:
+        coded = sorted(r.given & CODED_ONLY)
+        need(r.stored and not coded, "M-06", f"no `stored`, or {coded} in a plain record")
+        need(r.stored == r.dtype or r.dtype in WIDER.get(r.stored, "").split(), "M-06", "stored dtype does not widen")
+        return
+    need(r.scale and not r.stored, "M-07", "coded record without scale or with `stored`")
+    need(r.dtype in ("F16", "BF16", "F32", "F64") and r.shape, "M-07", "coded integers or scalar")
+    need(set(dtypes) <= {"F16", "BF16", "F32"}, "M-07", "dtype of scale or offset")
+    known([r.base], ["signed", "uniform", "normal"], "base")
+    known([pair[0] for pair in (r.scale, r.offset) if pair], ["tensor", "channel"], "axis")

@@ -1,0 +1,83 @@
+"""Sections: zstd frames (section 5), bit codings (section 10), and planes that follow from one another (section 9)."""
+
+from collections.abc import Callable
+
+from bitarray import bitarray
+from bitarray.util import zeros
+from zstandard import ZstdCompressionDict, ZstdDecompressor, ZstdError, get_frame_parameters
+
+from referrors import Refused, need
+
+Sections = Callable[[str, int], bitarray]  # the next section, given its kind and number of bits
+
+
+def inflate(frame: bytes, check: Callable[[int], None], dictionary: ZstdCompressionDict | None = None) -> bytes:
+    """The content of a frame, once `check` has passed its declared size."""
+    need(len(frame) > 4 and frame[:4] == b"\x28\xb5\x2f\xfd", "Z-01", "no zstd data frame")
+    flags = frame[4]  # read here because zstd does not tell a dictionary id of 0 from none
+    need(not flags & 3 and flags & 4 and flags & 0xE0, "Z-01", "dictionary id, no checksum or no content size")
+    try:
+        size = get_frame_parameters(frame).content_size
+        check(size)
+        zstd = ZstdDecompressor(dict_data=dictionary, max_window_size=2**31)
+        return zstd.decompress(frame, allow_extra_data=False) if size else inflate_empty(zstd, frame)
+    except ZstdError as error:
+        raise Refused("Z-01", str(error)) from error
+
+
+def inflate_empty(zstd: ZstdDecompressor, frame: bytes) -> bytes:
+    """decompress() takes a declared size of 0 on trust; small pieces bound what a false one can yield."""
+    stream = zstd.decompressobj()
+    for start in range(0, len(frame), 64):
+        need(not stream.eof and not stream.decompress(frame[start : start + 64]), "Z-01", "content or bytes after it")
+    need(stream.eof and not stream.unused_data, "Z-01", "frame incomplete or bytes after it")
+    return b""
+
+
+def decode_section(coding: str, blob: bytes, n_bits: int) -> bitarray:
+    n_bytes = (n_bits + 7) // 8
+    if coding == "gap-zstd":
+        return place_gaps(inflate(blob, lambda size: need(size <= n_bits, "B-07", "more gaps than bits")), n_bits)
+    if coding == "zstd":
+        blob = inflate(blob, lambda size: need(size == n_bytes, "B-03", f"{size} bytes for {n_bits} bits"))
+    need(len(blob) == n_bytes, "B-02", f"{len(blob)} bytes for {n_bits} bits")
+    bits = bitarray(blob, endian="little")
+    need(not bits[n_bits:].any(), "B-01", "bits past the end")
+    return bits[:n_bits]
+
+
+def place_gaps(gaps: bytes, n_bits: int) -> bitarray:
+    bits, position = zeros(n_bits, "little"), 0
+    for gap in gaps:
+        position += gap
+        if gap < 255:
+            need(position < n_bits, "B-05", "one past the end")
+            bits[position] = 1
+            position += 1
+    need(gaps[-1:] != b"\xff", "B-06", "gap bytes end in 255")
+    return bits
+
+
+class Planes:
+    """What the planes read so far say of the weights of a tensor; `planes` has them from the highest."""
+
+    def __init__(self, size: int) -> None:
+        self.significant, self.flips = zeros(size, "little"), zeros(size, "little")
+        self.planes: list[bitarray] = []
+
+    def read(self, flip: bool, section: Sections) -> None:
+        plane, still_open = zeros(len(self.flips), "little"), ~self.significant
+        plane[still_open] = section("significance", still_open.count())
+        new = plane.copy()
+        if flip:
+            self.flips[new] = section("flip", new.count())
+        if self.planes:
+            plane[self.significant] = section("refinement", self.significant.count())
+        self.significant |= new
+        self.planes.append(plane)
+
+    def magnitudes(self) -> list[int]:
+        q = [0] * len(self.flips)
+        for plane in self.planes:
+            q = [2 * high + bit for high, bit in zip(q, plane, strict=True)]
+        return q
