@@ -108,7 +108,7 @@ def test_entropy() -> None:
 def test_frame_that_declares_too_much_is_refused_before_it_is_decompressed() -> None:
     bomb = compress(bytes(1 << 20), level=19)
     for coding in ("zstd", "gap-zstd"):
-        with pytest.raises(Exception, match="bytes|asks for") as caught:
+        with pytest.raises(Exception, match=r"bytes|asks for") as caught:
             bitcoding.decode(bomb, coding, n_bits=100, where="bomb")
         assert type(caught.value).__name__ in ("FormatError", "LimitError")
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import smask
-from smask import codec, errors, named_nets
+from smask import errors, named_nets
 from smask.architectures import build
 from smask.integrity import raw_bytes
 from smask.recipe import Recipe, recipe_of
-from smask.reconstruction import CodedTensor
+from smask.reconstruction import CodedTensor, reconstruct
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -131,7 +131,7 @@ def test_overhead_of_a_perceptron() -> None:
             coded[name] = CodedTensor(
                 tuple(state[name].shape), stream, (mask,), torch.rand(len(state[name])).bfloat16().float()
             )
-            state[name] = codec.reconstruct(coded[name], 0)
+            state[name] = reconstruct(coded[name], 0)
         state = {name: t if name in coded else t.bfloat16().float() for name, t in state.items()}
         return smask.inspect(smask.encode(state, Recipe(0, coded, arch))).n_overhead_bytes
 

@@ -7,9 +7,9 @@ import torch
 
 import smask
 from smask import floats
-from smask.codec import smallest_exact
 from smask.integrity import raw_bytes
 from smask.recipe import Recipe
+from smask.stored_tensors import smallest_exact
 
 
 @pytest.mark.clause("F-01")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from smask import manifest
+from smask import dtypes, manifest
 from smask.container import Limits
 from smask.errors import FormatError, LimitError
 from smask.manifest import Blob, Manifest, Record, Scale
@@ -50,12 +50,12 @@ def test_exact_widening_is_what_torch_says() -> None:
 
     from smask.integrity import DTYPE_OF_NAME
 
-    for stored in manifest.N_BYTES_OF_DTYPE:
-        for dtype in manifest.N_BYTES_OF_DTYPE:
+    for stored in dtypes.N_BYTES_OF_DTYPE:
+        for dtype in dtypes.N_BYTES_OF_DTYPE:
             a, b = DTYPE_OF_NAME[stored], DTYPE_OF_NAME[dtype]
             same_kind = a.is_floating_point == b.is_floating_point and (a == torch.bool) == (b == torch.bool)
             expected = same_kind and torch.promote_types(a, b) == b
-            assert manifest.widens_exactly(stored, dtype) == expected, (stored, dtype)
+            assert dtypes.widens_exactly(stored, dtype) == expected, (stored, dtype)
 
 
 @pytest.mark.clause("L-01")
@@ -90,4 +90,4 @@ def test_one_table_of_dtypes(vectors: Path) -> None:
     from smask.integrity import NAME_OF_DTYPE
 
     sizes = {name: dtype.itemsize for dtype, name in NAME_OF_DTYPE.items()}
-    assert sizes == manifest.N_BYTES_OF_DTYPE
+    assert sizes == dtypes.N_BYTES_OF_DTYPE

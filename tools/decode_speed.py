@@ -40,7 +40,8 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         dense = torch.randn(rows, 10_000)
-        torch.save(dense, Path(folder) / "dense.pt")
+        path = Path(folder) / "dense.pt"
+        torch.save(dense, path)
         works = {
             name: (
                 lambda scale=scale: (

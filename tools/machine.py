@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -30,26 +31,39 @@ def facts() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            fields = [line.partition(":") for line in lines]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
+    fields = [line.partition(":") for line in lines]
     names = [value.strip() for key, _, value in fields if key.strip() == "model name"]
     flags = next((value.split() for key, _, value in fields if key.strip() == "flags"), [])
     return (names[0] if names else platform.processor()) + (" (AVX-512)" if "avx512f" in flags else "")
 
 
-def interleaved(works: dict[str, Callable[[], object]], *, rounds: int, repeats: int = 1) -> dict[str, list[float]]:
-    """Seconds of each work in every round; the works take turns, so that a drift of the machine meets them all."""
+def interleaved(
+    works: dict[str, Callable[[], object]], *, rounds: int, repeats: int = 1, budget_s: float = 1.0
+) -> dict[str, list[float]]:
+    """Seconds of each work in every round; the works take turns, so that a drift of the machine meets them all.
+
+    Args:
+        works: What to time, by name.
+        rounds: Rounds counted, after one that is not.
+        repeats: Calls of each work a round, fewer for a work that would take longer than the budget.
+        budget_s: Seconds for one work in one round.
+    """
+    times = {}
+    for name, work in works.items():
+        work()
+        start = time.perf_counter()
+        work()
+        times[name] = max(1, min(repeats, int(budget_s / (time.perf_counter() - start))))
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for name in works:
-        works[name]()
     for _ in range(rounds):
         for name, work in works.items():
             start = time.perf_counter()
-            for _ in range(repeats):
+            for _ in range(times[name]):
                 work()
-            seconds[name].append((time.perf_counter() - start) / repeats)
+            seconds[name].append((time.perf_counter() - start) / times[name])
     return seconds
 
 

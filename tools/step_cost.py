@@ -59,6 +59,8 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if x.is_cuda:
+            torch.cuda.synchronize()
 
     return step
 
@@ -75,7 +77,13 @@ def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     densities = layer_densities({name: weight.shape for name, weight in weights.items()}, density=DENSITY)
     layers = loop.masked_weights(weights, densities, METHODS["edge-popup"])
     search = loop.Search(model, layers, 10**9, lr=1e-3, hold=0.25, settle=0.1)
-    return lambda: search.step(x, y, F.cross_entropy)
+
+    def step() -> None:
+        search.step(x, y, F.cross_entropy)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    return step
 
 
 def main() -> int:
@@ -90,12 +98,9 @@ def main() -> int:
         x = torch.randn(batch, *arch["input"], device=arguments.device)
         y = torch.randint(0, 10, (batch,), device=arguments.device)
 
-        def synchronised(step: Callable[[], object]) -> Callable[[], object]:
-            return lambda: (step(), torch.cuda.synchronize() if x.is_cuda else None)
-
         kinds = {"training": training_step, "search": search_step, "sorting": sorting_step}
-        works = {k: synchronised(make(architectures.build(arch).to(x.device), x, y)) for k, make in kinds.items()}
-        # One whole cycle of the threshold refresh a round, so that its cost is in the figure.
+        works = {kind: make(architectures.build(arch).to(x.device), x, y) for kind, make in kinds.items()}
+        # One whole cycle of the threshold refresh a round where time allows, so that its cost is in the figure.
         seconds = interleaved(works, rounds=arguments.rounds, repeats=loop.N_REFRESH)
         rows[f"{name}, batch {batch}"] = {
             "milliseconds": {kind: round(1e3 * statistics.median(values), 3) for kind, values in seconds.items()},

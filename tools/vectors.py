@@ -21,6 +21,7 @@ import torch
 import smask
 from smask import bases, bitcoding, container, floats, integrity, manifest, named_nets, philox, planes, reconstruction
 from smask.bitcoding import Bits
+from smask.dtypes import N_BYTES_OF_DTYPE
 from smask.frames import compress
 from smask.recipe import EXTERNAL, Recipe
 from smask.reconstruction import CodedTensor
@@ -352,7 +353,7 @@ def bad_scale(value: float) -> bytes:
 
 def plain_file(values: list[int], stored: str, dtype: str) -> bytes:
     """One plain tensor with any stored values."""
-    width = manifest.N_BYTES_OF_DTYPE[stored]
+    width = N_BYTES_OF_DTYPE[stored]
     raw = np.array([list(value.to_bytes(width, "little")) for value in values], np.uint8)
     blobs = [plane.packed.tobytes() for plane in floats.byte_planes([raw])]
     record = manifest.Record("t", (len(values),), dtype=dtype, stored=stored)

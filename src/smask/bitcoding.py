@@ -116,7 +116,7 @@ def gaps_fast(bits: Bits) -> bytes:
 
 
 def bits_from_gaps_fast(gaps: bytes, n_bits: int, *, where: str) -> Bits:
-    """Vectorised :func:`bits_from_gaps_reference`: running sums, ones scattered into booleans, packed chunk by chunk."""
+    """Vectorised :func:`bits_from_gaps_reference`: running sums, scattered into booleans, packed chunk by chunk."""
     packed = np.zeros(-(-n_bits // 8), np.uint8)
     codes = np.frombuffer(gaps, np.uint8)
     position = 0

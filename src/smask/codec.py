@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import architectures, bitcoding, container, floats, integrity, manifest, philox, planes
 from .container import Limits
-from .errors import ArchitectureError, ArgumentError, DeviceError, FormatError
-from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
-from .manifest import N_BYTES_OF_DTYPE, Blob, Manifest, Opened, Record, Scale
+from .dtypes import N_BYTES_OF_DTYPE
+from .errors import ArchitectureError, ArgumentError, DeviceError
+from .integrity import NAME_OF_DTYPE
+from .manifest import Blob, Manifest, Opened
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import CodedTensor, parameter_problem, reconstruct
+from .stored_tensors import coded_record, coded_tensor, plain_record, plain_tensor, stored_tensor
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
 DEFAULT_LIMITS = Limits()
@@ -64,11 +65,11 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     for index, (name, tensor) in enumerate(state.items()):
         coded = recipe.coded.get(name)
         if coded is None:
-            record, stored = _plain_record(name, tensor)
+            record, stored = plain_record(name, tensor)
             parameters.append(stored)
         else:
             _check_coded(name, tensor, coded, recipe.seed)
-            record, stored_parameters = _coded_record(name, coded)
+            record, stored_parameters = coded_record(name, coded)
             parameters += stored_parameters
             flip = None if coded.flip is None else coded.flip.numpy()
             for plane, kind, bits in planes.sections([p.numpy() for p in coded.planes], flip, coded.n_weights):
@@ -225,41 +226,14 @@ def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], di
     seed = opened.manifest.seed or 0
     tensors, coded_tensors = {}, {}
     for index, record in enumerate(records):
-        stored = [_tensor(next(values), dtype) for _, dtype in record.parameters()]
+        stored = [stored_tensor(next(values), dtype) for _, dtype in record.parameters()]
         if record.planes is None:
-            tensors[record.name] = _widened(record, stored[0]).reshape(record.shape).to(device)
+            tensors[record.name] = plain_tensor(record, stored[0]).reshape(record.shape).to(device)
             continue
-        coded = _coded_tensor(record, stored, assemblies[index])
+        coded = coded_tensor(record, stored, assemblies[index])
         tensors[record.name] = reconstruct(coded, seed, device=device)
         coded_tensors[record.name] = coded
     return tensors, coded_tensors, seed
-
-
-def _widened(record: Record, stored: Tensor) -> Tensor:
-    dtype = DTYPE_OF_NAME[record.dtype]
-    if stored.dtype != dtype and stored.is_floating_point() and bool(stored.isnan().any()):
-        # IEEE 754 leaves open which NaN a conversion gives.
-        raise FormatError(
-            "F-03", f"values of {record.name!r}", f"a NaN stored as {record.stored}", "NaNs only unwidened"
-        )
-    return stored.to(dtype)
-
-
-def _coded_tensor(record: Record, stored: list[Tensor], assembly: planes.Assembly) -> CodedTensor:
-    coded = CodedTensor(
-        shape=record.shape,
-        stream=record.stream,
-        planes=tuple(torch.from_numpy(plane.copy()) for plane in assembly.planes),
-        scale=stored[0].to(torch.float32),
-        base=record.base,
-        flip=None if assembly.flip is None else torch.from_numpy(assembly.flip),
-        offset=stored[1].to(torch.float32) if record.offset else None,
-        dtype=DTYPE_OF_NAME[record.dtype],
-    )
-    problem = parameter_problem(coded)
-    if problem:
-        raise FormatError("R-02", f"{problem[0]} of {record.name!r}", problem[1], problem[2])
-    return coded
 
 
 def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> None:
@@ -273,65 +247,6 @@ def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> No
         )
     if not torch.equal(integrity.raw_bytes(again), integrity.raw_bytes(tensor)):
         raise ArgumentError(name, "weights that were changed", "the weights that its mask gives; find masks again")
-
-
-def _plain_record(name: str, tensor: Tensor) -> tuple[Record, np.ndarray]:
-    if tensor.dtype not in NAME_OF_DTYPE:
-        raise ArgumentError(name, str(tensor.dtype), f"one of {', '.join(NAME_OF_DTYPE.values())}")
-    stored = smallest_exact(tensor.detach().cpu())
-    record = Record(name, tuple(tensor.shape), dtype=_dtype(tensor), stored=_dtype(stored))
-    return record, _bytes(stored)
-
-
-def _coded_record(name: str, coded: CodedTensor) -> tuple[Record, list[np.ndarray]]:
-    described: list[Scale | None] = []
-    stored = []
-    for parameter in (coded.scale, coded.offset):
-        if parameter is None:
-            described.append(None)
-            continue
-        small = smallest_exact(parameter)
-        # One value for one channel is the same as one a tensor; the shorter word wins.
-        described.append(Scale("tensor" if len(parameter) == 1 else "channel", _dtype(small)))
-        stored.append(_bytes(small))
-    record = Record(
-        name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes), base=coded.base,
-        stream=coded.stream, flip=coded.flip is not None, scale=described[0], offset=described[1],
-    )  # fmt: skip
-    return record, stored
-
-
-def smallest_exact(tensor: Tensor) -> Tensor:
-    """The tensor in the narrowest dtype from which widening gives back every bit."""
-    candidates = {
-        torch.float64: (torch.bfloat16, torch.float16, torch.float32),
-        torch.float32: (torch.bfloat16, torch.float16),
-        torch.int64: (torch.uint8, torch.int16, torch.int32),
-        torch.int32: (torch.uint8, torch.int16),
-    }
-    if tensor.is_floating_point() and bool(tensor.isnan().any()):
-        return tensor
-    for dtype in candidates.get(tensor.dtype, ()):
-        narrow = tensor.to(dtype)
-        if torch.equal(integrity.raw_bytes(narrow.to(tensor.dtype)), integrity.raw_bytes(tensor)):
-            return narrow
-    return tensor
-
-
-def _dtype(tensor: Tensor) -> str:
-    return NAME_OF_DTYPE[tensor.dtype]
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    return integrity.raw_bytes(tensor).numpy().reshape(-1, tensor.element_size())
-
-
-def _tensor(values: np.ndarray, dtype: str) -> Tensor:
-    if dtype == "BOOL":
-        if values.max(initial=0) > 1:
-            raise FormatError("F-04", "values of dtype BOOL", int(values.max()), "0 or 1")
-        return torch.from_numpy(values.reshape(-1) != 0)
-    return torch.from_numpy(values.reshape(-1)).view(DTYPE_OF_NAME[dtype])
 
 
 def _check_fit(model: nn.Module, described: Manifest) -> None:

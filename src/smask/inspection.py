@@ -9,7 +9,8 @@ from typing import Any
 
 from . import bitcoding, floats, manifest
 from .container import Limits
-from .manifest import N_BYTES_OF_DTYPE, Opened, Record
+from .dtypes import N_BYTES_OF_DTYPE
+from .manifest import Opened, Record
 from .planes import Significance
 
 

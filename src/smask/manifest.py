@@ -16,11 +16,9 @@ from msgspec import Meta, Struct
 
 from . import container
 from .container import Limits
+from .dtypes import FLOAT_DTYPES, N_BYTES_OF_DTYPE, PARAMETER_DTYPES, widens_exactly
 from .errors import FormatError, UnsupportedError
 
-N_BYTES_OF_DTYPE = {
-    "BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8,
-}  # fmt: skip
 BASES = ("signed", "uniform", "normal")
 CODINGS = ("raw", "zstd", "gap-zstd")
 AXES = ("tensor", "channel")
@@ -31,8 +29,6 @@ MAX_NESTING = 64
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 # No control characters: a name is shown on terminals and delimited by a zero byte in the digest.
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")]
-PARAMETER_DTYPES = ("F16", "BF16", "F32")
-FLOAT_DTYPES = (*PARAMETER_DTYPES, "F64")
 
 
 class Blob(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -290,31 +286,21 @@ def _check_plain(record: Record, where: str) -> None:
 
 
 def _check_coded(record: Record, where: str) -> None:
+    parameters = [part for part in (record.scale, record.offset) if part is not None]
     if record.stored is not None:
         raise FormatError("M-07", where, "both planes and stored", "one of the two")
-    if record.base not in BASES:
-        raise UnsupportedError("base", record.base, BASES)
     if record.scale is None:
         raise FormatError("M-07", where, "no scale", "a scale, since the tensor is coded")
     if record.dtype not in FLOAT_DTYPES:
         raise FormatError("M-07", where, f"dtype {record.dtype}", f"one of {', '.join(FLOAT_DTYPES)}")
     if not record.shape:
         raise FormatError("M-07", where, "no dimension", "at least one dimension")
-    for part in (record.scale, record.offset):
-        if part is None:
-            continue
+    for part in parameters:
+        if part.stored not in PARAMETER_DTYPES:
+            want = f"one of {', '.join(PARAMETER_DTYPES)}"
+            raise FormatError("M-07", where, f"a parameter stored as {part.stored}", want)
+    if record.base not in BASES:
+        raise UnsupportedError("base", record.base, BASES)
+    for part in parameters:
         if part.axis not in AXES:
             raise UnsupportedError("axis", part.axis, AXES)
-        if part.stored not in PARAMETER_DTYPES:
-            raise FormatError(
-                "M-07", where, f"a parameter stored as {part.stored}", f"one of {', '.join(PARAMETER_DTYPES)}"
-            )
-
-
-def widens_exactly(stored: str, dtype: str) -> bool:
-    """Whether every value of ``stored`` is a value of ``dtype``."""
-    wider = {
-        "BOOL": "BOOL", "U8": "U8 I16 I32 I64", "I8": "I8 I16 I32 I64", "I16": "I16 I32 I64", "I32": "I32 I64",
-        "I64": "I64", "F16": "F16 F32 F64", "BF16": "BF16 F32 F64", "F32": "F32 F64", "F64": "F64",
-    }  # fmt: skip
-    return dtype in wider[stored].split()

@@ -18,13 +18,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from .errors import ArchitectureError, ArgumentError, UnsupportedError
 
 Layer: TypeAlias = str | dict[str, Any]
-NAMES = ("lenet-300-100", "mlp:784-300-100-10", "mnist-cnn", "conv2", "conv4", "conv6", "conv8", "resnet20", "resnet32", "resnet44", "resnet56")  # fmt: skip
+NAMES = (
+    "lenet-300-100", "mlp:784-300-100-10", "mnist-cnn", "conv2", "conv4", "conv6", "conv8",
+    "resnet20", "resnet32", "resnet44", "resnet56",
+)  # fmt: skip
 
 
 def architecture(
@@ -90,7 +94,7 @@ def _shape(given: Sequence[int] | None, default: tuple[int, ...]) -> tuple[int, 
 def _mlp(shape: tuple[int, ...], hidden: Sequence[int], n_classes: int) -> tuple[tuple[int, ...], list[Layer]]:
     widths = [math.prod(shape), *hidden, n_classes]
     layers: list[Layer] = [] if len(shape) == 1 else ["flatten"]
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         layers += [{"op": "linear", "inputs": inputs, "outputs": outputs}, "relu"]
     return shape, layers[:-1]
 
@@ -154,8 +158,10 @@ def _conv_net(n_convolutions: int) -> Callable[[tuple[int, ...], int], list[Laye
 def _resnet(depth: int) -> Callable[[tuple[int, ...], int], list[Layer]]:
     def net(shape: tuple[int, ...], n_classes: int) -> list[Layer]:
         layers: list[Layer] = [
-            _conv(shape[0], 16, padding=1, bias=False, name="conv1"), {"op": "batch-norm-2d", "features": 16, "name": "bn1"}, "relu",
-        ]  # fmt: skip
+            _conv(shape[0], 16, padding=1, bias=False, name="conv1"),
+            {"op": "batch-norm-2d", "features": 16, "name": "bn1"},
+            "relu",
+        ]
         channels = 16
         for stage, outputs in enumerate((16, 32, 64)):
             blocks = []

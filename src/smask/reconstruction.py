@@ -164,7 +164,7 @@ def _row_pieces(out: Tensor, scale: Tensor, start: int, end: int, n_weights: int
 
 
 def _empty(n: int, device: torch.device) -> Tensor:
-    """float32 [n], not initialised; on Linux large ones lie in huge pages, whose first touch is 5 to 10 times faster."""
+    """float32 [n], not initialised; on Linux large ones lie in huge pages whose first touch is several times faster."""
     if device.type == "cpu" and n >= N_HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
         memory = mmap.mmap(-1, 4 * n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without huge pages

@@ -126,7 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
         found = find_masks(
             model, batches, method=arguments.method,
             density=default_density if arguments.density is None else arguments.density,
-            density_rule=arguments.density_rule, first_density=arguments.first_density, last_density=arguments.last_density,
+            density_rule=arguments.density_rule, first_density=arguments.first_density,
+            last_density=arguments.last_density,
             epochs=epochs, lr=arguments.lr, seed=arguments.seed, base=arguments.base, scale=arguments.scale,
             learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
             float_dtype=getattr(torch, arguments.float_dtype), device=device, meta=meta, progress=progress,
@@ -143,17 +144,19 @@ def run(arguments: argparse.Namespace) -> int:
         "n_test": scored.n_inputs, "epochs": epochs, "seed": arguments.seed, "device": str(device),
         "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes, "n_float_bytes": report.n_float_bytes,
         "n_overhead_bytes": report.n_overhead_bytes, "n_weights": report.n_weights, "n_kept": report.n_kept,
-        "entropy_bytes": report.entropy_bytes, "bits_per_weight": report.bits_per_weight, "fp32_bytes": report.fp32_bytes,
+        "entropy_bytes": report.entropy_bytes, "bits_per_weight": report.bits_per_weight,
+        "fp32_bytes": report.fp32_bytes,
         "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2), "seconds_search": round(searched - started, 3),
         "seconds_encode": round(written - searched, 3), "digest": report.digest,
     }  # fmt: skip
     n = screen.n
+    entropy = 8 * report.entropy_bytes / max(1, report.n_weights)
     rows = [
         ("file", str(output)),
         ("accuracy", f"{scored.accuracy:.2%} of {n(scored.n_inputs)} held-out inputs, loss {scored.loss:.4f}"),
-        ("bytes", f"{n(report.n_bytes)}: planes {n(report.n_plane_bytes)}, floats {n(report.n_float_bytes)}, overhead {n(report.n_overhead_bytes)}"),
+        ("bytes", screen.byte_line(report)),
         ("weights", f"{n(report.n_weights)}, kept {n(report.n_kept)} ({report.n_kept / max(1, report.n_weights):.2%})"),
-        ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {8 * report.entropy_bytes / max(1, report.n_weights):.4f}"),
+        ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {entropy:.4f}"),
         ("against fp32", f"{n(report.fp32_bytes)} bytes, {report.fp32_bytes / report.n_bytes:.1f} times as large"),
         ("time", f"search {searched - started:.1f} s, encode {written - searched:.2f} s"),
     ]  # fmt: skip
@@ -172,8 +175,11 @@ def _check(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) is not None:
             check_density(f"--{option.replace('_', '-')}", getattr(arguments, option))
     for option, known in (
-        ("method", tuple(METHODS)), ("density_rule", RULES), ("base", tuple(N_WEIGHTS_PER_WORD)), ("scale", ("channel", "tensor")),
-    ):  # fmt: skip
+        ("method", tuple(METHODS)),
+        ("density_rule", RULES),
+        ("base", tuple(N_WEIGHTS_PER_WORD)),
+        ("scale", ("channel", "tensor")),
+    ):
         if getattr(arguments, option) not in known:
             raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
     for option, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0)):

@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     screen.show(table)
     rows = [
         ("", ""),
-        ("file", f"{n(report.n_bytes)} bytes: planes {n(report.n_plane_bytes)}, floats {n(report.n_float_bytes)}, overhead {n(report.n_overhead_bytes)}"),
-        ("planes", f"{report.n_plane_bytes / report.entropy_bytes:.3f} of their zero-order entropy" if report.entropy_bytes else "none"),
+        ("file", screen.byte_line(report)),
+        ("planes", f"{report.n_plane_bytes / (report.entropy_bytes or 1):.3f} of their zero-order entropy"),
         ("bits a weight", f"{report.bits_per_weight:.4f} over {n(report.n_weights)} masked weights"),
         ("against fp32", f"{report.fp32_bytes / report.n_bytes:.1f} times smaller than {n(report.fp32_bytes)} bytes"),
         ("seed", "none" if report.seed is None else str(report.seed)),

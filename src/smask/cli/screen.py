@@ -17,6 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..inspection import FileReport
     from ..search.loop import Progress
 
 # Seconds between two lines where stderr is no terminal.
@@ -48,6 +49,12 @@ def show(table: Table) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
     console.print(table)
+
+
+def byte_line(report: FileReport) -> str:
+    """Bytes of a file and where they go."""
+    parts = f"planes {n(report.n_plane_bytes)}, floats {n(report.n_float_bytes)}, overhead {n(report.n_overhead_bytes)}"
+    return f"{n(report.n_bytes)} bytes: {parts}"
 
 
 def n(count: float) -> str:

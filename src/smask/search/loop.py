@@ -151,8 +151,10 @@ def find_masks(
 
 def _check(method: str, base: str, scale: str, epochs: int, lr: float, seed: int, hold: float, settle: float) -> None:
     for what, got, known in (
-        ("method", method, tuple(METHODS)), ("base", base, tuple(N_WEIGHTS_PER_WORD)), ("scale", scale, ("channel", "tensor")),
-    ):  # fmt: skip
+        ("method", method, tuple(METHODS)),
+        ("base", base, tuple(N_WEIGHTS_PER_WORD)),
+        ("scale", scale, ("channel", "tensor")),
+    ):
         if got not in known:
             raise UnsupportedError(what, got, known)
     if epochs < 1:

@@ -1,0 +1,104 @@
+"""Records of the manifest to tensors and back: stored dtypes, scales, offsets."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import integrity, planes
+from .errors import ArgumentError, FormatError
+from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
+from .manifest import Record, Scale
+from .reconstruction import CodedTensor, parameter_problem
+
+
+def plain_tensor(record: Record, stored: Tensor) -> Tensor:
+    """The values of a plain record in the dtype of the record; raises FormatError for a NaN that would be widened."""
+    dtype = DTYPE_OF_NAME[record.dtype]
+    if stored.dtype != dtype and stored.is_floating_point() and bool(stored.isnan().any()):
+        # IEEE 754 leaves open which NaN a conversion gives.
+        raise FormatError(
+            "F-03", f"values of {record.name!r}", f"a NaN stored as {record.stored}", "NaNs only unwidened"
+        )
+    return stored.to(dtype)
+
+
+def coded_tensor(record: Record, stored: list[Tensor], assembly: planes.Assembly) -> CodedTensor:
+    """A coded record with its planes; raises FormatError for a scale or offset out of range."""
+    coded = CodedTensor(
+        shape=record.shape,
+        stream=record.stream,
+        planes=tuple(torch.from_numpy(plane.copy()) for plane in assembly.planes),
+        scale=stored[0].to(torch.float32),
+        base=record.base,
+        flip=None if assembly.flip is None else torch.from_numpy(assembly.flip),
+        offset=stored[1].to(torch.float32) if record.offset else None,
+        dtype=DTYPE_OF_NAME[record.dtype],
+    )
+    problem = parameter_problem(coded)
+    if problem:
+        raise FormatError("R-02", f"{problem[0]} of {record.name!r}", problem[1], problem[2])
+    return coded
+
+
+def plain_record(name: str, tensor: Tensor) -> tuple[Record, np.ndarray]:
+    """Record and stored bytes, uint8 [n, n_bytes], of a plain tensor; raises ArgumentError for a foreign dtype."""
+    if tensor.dtype not in NAME_OF_DTYPE:
+        raise ArgumentError(name, str(tensor.dtype), f"one of {', '.join(NAME_OF_DTYPE.values())}")
+    stored = smallest_exact(tensor.detach().cpu())
+    record = Record(name, tuple(tensor.shape), dtype=_dtype(tensor), stored=_dtype(stored))
+    return record, _bytes(stored)
+
+
+def coded_record(name: str, coded: CodedTensor) -> tuple[Record, list[np.ndarray]]:
+    """Record of a coded tensor and the stored bytes of its scale and offset."""
+    described: list[Scale | None] = []
+    stored = []
+    for parameter in (coded.scale, coded.offset):
+        if parameter is None:
+            described.append(None)
+            continue
+        small = smallest_exact(parameter)
+        # One value for one channel is the same as one a tensor; the shorter word wins.
+        described.append(Scale("tensor" if len(parameter) == 1 else "channel", _dtype(small)))
+        stored.append(_bytes(small))
+    record = Record(
+        name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes), base=coded.base,
+        stream=coded.stream, flip=coded.flip is not None, scale=described[0], offset=described[1],
+    )  # fmt: skip
+    return record, stored
+
+
+def smallest_exact(tensor: Tensor) -> Tensor:
+    """The tensor in the narrowest dtype from which widening gives back every bit."""
+    candidates = {
+        torch.float64: (torch.bfloat16, torch.float16, torch.float32),
+        torch.float32: (torch.bfloat16, torch.float16),
+        torch.int64: (torch.uint8, torch.int16, torch.int32),
+        torch.int32: (torch.uint8, torch.int16),
+    }
+    if tensor.is_floating_point() and bool(tensor.isnan().any()):
+        return tensor
+    for dtype in candidates.get(tensor.dtype, ()):
+        narrow = tensor.to(dtype)
+        if torch.equal(integrity.raw_bytes(narrow.to(tensor.dtype)), integrity.raw_bytes(tensor)):
+            return narrow
+    return tensor
+
+
+def _dtype(tensor: Tensor) -> str:
+    return NAME_OF_DTYPE[tensor.dtype]
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return integrity.raw_bytes(tensor).numpy().reshape(-1, tensor.element_size())
+
+
+def stored_tensor(values: np.ndarray, dtype: str) -> Tensor:
+    """Stored values, uint8 [n, n_bytes], as a tensor [n] of their stored dtype."""
+    if dtype == "BOOL":
+        if values.max(initial=0) > 1:
+            raise FormatError("F-04", "values of dtype BOOL", int(values.max()), "0 or 1")
+        return torch.from_numpy(values.reshape(-1) != 0)
+    return torch.from_numpy(values.reshape(-1)).view(DTYPE_OF_NAME[dtype])
