@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from smask import reconstruction
+from smask.errors import ArgumentError
 from smask.integrity import DTYPE_OF_NAME, raw_bytes
 from smask.reconstruction import CodedTensor
 
@@ -74,6 +75,25 @@ def test_chunks_meet_within_rows(monkeypatch: pytest.MonkeyPatch, n_planes: int,
     monkeypatch.setattr(reconstruction, "N_CHUNK_SIGNS", 256)
     monkeypatch.setattr(reconstruction, "N_HUGE", 1)
     assert torch.equal(raw_bytes(reconstruction.reconstruct(coded, 2)), raw_bytes(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_into_a_given_tensor(dtype: torch.dtype) -> None:
+    coded = random_coded((7, 13), channel=True, dtype=dtype)
+    given = torch.full((7, 13), 9, dtype=dtype)
+    assert reconstruction.reconstruct(coded, 3, out=given) is given
+    assert torch.equal(given, reconstruction.reconstruct(coded, 3))
+    parameter = torch.nn.Parameter(torch.empty(7, 13, dtype=dtype))
+    reconstruction.reconstruct(coded, 3, out=parameter)
+    assert torch.equal(parameter.detach(), given)
+    for bad in (
+        torch.empty(13, 7, dtype=dtype),
+        torch.empty(7, 13, dtype=torch.float64),
+        torch.empty(13, 7, dtype=dtype).T,
+    ):
+        with pytest.raises(ArgumentError) as caught:
+            reconstruction.reconstruct(coded, 3, out=bad)
+        assert caught.value.name == "out"
 
 
 @pytest.mark.clause("R-03")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import bases, philox
+from .errors import ArgumentError
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-64, 2.0**64
 SMALLEST_OFFSET, LARGEST_OFFSET = 2.0**-40, 2.0**16
@@ -103,24 +104,39 @@ def reconstruct_reference(coded: CodedTensor, seed: int, *, device: torch.device
     return weights.reshape(coded.shape).to(coded.dtype).to(device)
 
 
-def reconstruct(coded: CodedTensor, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
+def reconstruct(
+    coded: CodedTensor, seed: int, *, device: torch.device | str = "cpu", out: Tensor | None = None
+) -> Tensor:
     """Weights of a coded tensor.
 
     Args:
         coded: The tensor; its scales and offsets have passed :func:`parameter_problem`.
         seed: Seed of the file.
         device: Where the weights are wanted; they are computed there.
+        out: Contiguous tensor of the same dtype and shape to write into, on any device; ``device`` is then its own.
 
     Returns:
         ``coded.dtype`` [``coded.shape``], the same bits on every device and with any number of threads.
+
+    Raises:
+        ArgumentError: ``out`` has another shape or dtype, or is not contiguous.
     """
+    if out is not None:
+        if out.shape != coded.shape or out.dtype != coded.dtype or not out.is_contiguous():
+            want = f"a contiguous tensor of {coded.dtype} {list(coded.shape)}"
+            raise ArgumentError("out", f"{out.dtype} {list(out.shape)}, strides {out.stride()}", want)
+        device = out.device
     device = torch.device(device)
     philox.self_test(device)
+    in_place = out is not None and coded.dtype == torch.float32
+    weights = out.detach().view(-1) if out is not None and in_place else _empty(coded.n_weights, device)
     fill = _fill_ternary if coded.base == "signed" and len(coded.planes) == 1 else _fill_general
-    # Whole bytes are written, so there is room for the tail of the last one.
-    out = _empty(-(-coded.n_weights // 8) * 8, device)
-    fill(coded, seed, out)
-    return out[: coded.n_weights].reshape(coded.shape).to(coded.dtype)
+    fill(coded, seed, weights)
+    if out is None:
+        return weights.view(coded.shape).to(coded.dtype)
+    if not in_place:
+        out.detach().copy_(weights.view(coded.shape))
+    return out
 
 
 def _fill_ternary(coded: CodedTensor, seed: int, out: Tensor) -> None:
@@ -131,7 +147,8 @@ def _fill_ternary(coded: CodedTensor, seed: int, out: Tensor) -> None:
     scale = coded.scale if coded.offset is None else coded.scale * (1.0 - coded.offset)
     scale, signed_zeros = scale.to(device), bool((scale <= 0).any())
     table = _ternary_table(str(device))
-    bytes_out = out.view(-1, 8)
+    n_whole = coded.n_weights // 8
+    bytes_out = out[: 8 * n_whole].view(-1, 8)
     outer, inner = (N_CHUNK_SIGNS // 8, N_CHUNK // 8) if device.type == "cpu" else (max(1, len(mask)),) * 2
     for first in range(0, len(mask), outer):
         last = min(first + outer, len(mask))
@@ -141,7 +158,10 @@ def _fill_ternary(coded: CodedTensor, seed: int, out: Tensor) -> None:
         for start in range(first, last, inner):
             end = min(start + inner, last)
             index = (mask[start:end].to(torch.int32) << 8).bitwise_or_(signs[start - first : end - first])
-            torch.index_select(table, 0, index, out=bytes_out[start:end])
+            whole = min(end, n_whole) - start
+            torch.index_select(table, 0, index[:whole], out=bytes_out[start : start + whole])
+            if end > n_whole:  # the last byte of a tensor whose size is no multiple of eight
+                out[8 * n_whole :] = table[index[-1]][: coded.n_weights - 8 * n_whole]
             for piece, factor in _row_pieces(out, scale, 8 * start, min(8 * end, coded.n_weights), coded.n_weights):
                 piece.mul_(factor)
                 if signed_zeros:

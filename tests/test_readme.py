@@ -1,0 +1,49 @@
+"""The README says what is: its commands run, its Python runs, its figures are those of the committed measurements."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_runs(tmp_path: Path) -> None:
+    code = "\n".join(blocks("python"))
+    assert "find_masks" in code
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "digits.smask").exists()
+
+
+def test_commands_exist() -> None:
+    from smask.cli.main import parser
+
+    commands = next(action.choices for action in parser()._actions if action.choices)
+    used = re.findall(r"^smask (\w+)((?: +[^#\n]*)?)", "\n".join(blocks("bash")), re.MULTILINE)
+    assert {name for name, _ in used} == set(commands)
+    for name, rest in used:
+        commands[name].parse_args(rest.split())
+
+
+def test_constraints_pin_every_requirement() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    assert {re.split(r"[<>=]", requirement)[0].lower() for requirement in wanted} <= pins
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_figures_are_the_measured_ones() -> None:
+    measured = json.loads((ROOT / "docs/measurements.json").read_text())
+    for run in measured["searches"].values():
+        assert f"{run['accuracy']:.2%}".replace("%", " %") in README
+        assert f"{run['n_bytes']:,}" in README
