@@ -177,6 +177,19 @@ def test_bad_files(here: Path, file: Path, vectors: Path, capsys: pytest.Capture
     assert not Path("out.safetensors").exists()
 
 
+def test_a_file_does_not_steer_the_terminal(
+    found: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    recipe = replace(found.smask_recipe, meta={"k[red]\x1b[2J": "a\x1b]0;title\x07[bold]b"})
+    (tmp_path / "a.smask").write_bytes(smask.encode(found.state_dict(), recipe))
+    assert main(["inspect", str(tmp_path / "a.smask")]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "\\x1b]0;title\\x07[bold]b" in text
+
+
 def test_verify_says_no(file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from smask import bases
 

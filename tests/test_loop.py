@@ -104,6 +104,15 @@ def test_progress_and_density(digits_data: Dataset) -> None:
     assert seen[-1].epoch == seen[-1].n_epochs == 4
 
 
+def test_frozen_parameters_stay(digits_data: Dataset) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+    model[2].requires_grad_(False)
+    found = smask.find_masks(model, Batches(digits_data, batch_size=256, seed=0), density=0.5, epochs=2)
+    assert torch.equal(found[2].weight, model[2].weight)
+    assert found[2].running_mean.any()
+    assert [p.requires_grad for p in found.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
 def test_interrupt_goes_through(digits_data: Dataset) -> None:
     def interrupt(at: Progress) -> None:
         raise KeyboardInterrupt
@@ -139,6 +148,12 @@ def test_nothing_to_do() -> None:
     with pytest.raises(ArgumentError) as caught:
         smask.find_masks(nn.Linear(2, 2), [])
     assert caught.value.name == "batches"
+    shared = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    shared[1].weight = shared[0].weight
+    for model, name in ((shared, "1.weight"), (nn.Linear(2, 2).half(), "weight")):
+        with pytest.raises(ArgumentError) as caught:
+            smask.find_masks(model, [(torch.rand(2, 2), torch.zeros(2))])
+        assert caught.value.name == name
     with pytest.raises(ArgumentError) as caught:
         smask.find_masks(nn.ReLU(), [(torch.rand(2, 2), torch.zeros(2))])
     assert caught.value.name == "model"

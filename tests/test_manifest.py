@@ -70,6 +70,26 @@ def test_limits(limits: Limits, limit: str, asked: int) -> None:
     manifest.parse(manifest.emit(example()), limits=Limits(max_weights=8, max_tensors=2))
 
 
+@pytest.mark.clause("M-05")
+@pytest.mark.clause("M-09")
+def test_many_records_are_judged_without_quadratic_work() -> None:
+    records = [Record(f"t{i}", (1,), planes=16, flip=True, scale=Scale("tensor", "F16")) for i in range(40_000)]
+    for tensors, clause in ((records, "M-09"), (records + records[-1:], "M-05")):
+        with pytest.raises(FormatError) as caught:
+            manifest.parse(manifest.emit(example(tensors)), limits=Limits())
+        assert caught.value.clause == clause
+
+
+@pytest.mark.clause("M-03")
+@pytest.mark.parametrize("name", ["", "a\n", "\x1b[2J", "a\x00", "\x9b", "x" * 513])
+def test_names_without_control_characters(name: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        manifest.parse(
+            manifest.emit(example([Record(name, (1,), stored="F32")], n_blobs=4, seed=None)), limits=Limits()
+        )
+    assert caught.value.clause == "M-03"
+
+
 @pytest.mark.clause("M-03")
 def test_error_says_where() -> None:
     text = manifest.emit(example()).replace(b'"flip":true', b'"flip":1')

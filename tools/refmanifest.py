@@ -68,7 +68,7 @@ def is_string(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    return is_string(value) and 1 <= len(value) <= 512 and all(c >= " " and c != "\x7f" for c in value)
+    return is_string(value) and 1 <= len(value) <= 512 and not any(c < " " or "\x7f" <= c <= "\x9f" for c in value)
 
 
 def is_digest(value: Any) -> bool:

@@ -284,6 +284,8 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "seed-without-coded": (lambda fields: fields.update(tensors=[{"name": "a", "shape": [1], "stored": "F32"}]), "FormatError", "M-08"),
         "parameter-too-wide": (set_record(scale=["tensor", "F64"]), "FormatError", "M-07"),
         "control-character": (set_record(name="a\0b"), "FormatError", "M-03"),
+        "c1-control-character": (set_record(name="a\x9bb"), "FormatError", "M-03"),
+        "name-ends-in-newline": (set_record(name="a\n"), "FormatError", "M-03"),
         "integer-with-point": (set_record(planes=1.0), "FormatError", "M-03"),
         "field-missing": (lambda fields: fields.pop("digest"), "FormatError", "M-03"),
         "external-with-layers": (lambda fields: fields.update(arch={"kind": "external", "layers": []}), "FormatError", "M-12"),

@@ -28,7 +28,7 @@ Size: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Small: TypeAlias = Annotated[int, Meta(ge=1, le=2**15)]
 Padding: TypeAlias = Annotated[int, Meta(ge=0, le=2**15)]
 Values: TypeAlias = Annotated[tuple[float, ...], Meta(min_length=1, max_length=4096)]
-ChildName: TypeAlias = Annotated[str, Meta(pattern="^[A-Za-z0-9_]{1,64}$")]
+ChildName: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,64}\Z")]
 Device: TypeAlias = torch.device | str
 
 

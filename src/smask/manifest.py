@@ -7,8 +7,11 @@ model has one manifest.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import Counter
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -28,7 +31,7 @@ MAX_NESTING = 64
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 # No control characters: a name is shown on terminals and delimited by a zero byte in the digest.
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")]
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}\Z")]
 
 
 class Blob(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -101,7 +104,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     tensors: tuple[Record, ...]
     blobs: tuple[Blob, ...]
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     arch: dict[str, Any]
     seed: Annotated[int, Meta(ge=0)] | None = None
     meta: dict[str, str] = {}
@@ -126,12 +129,15 @@ def emit(manifest: Manifest) -> bytes:
 
 def _without_defaults(struct: Struct) -> dict[str, Any]:
     # msgspec's own omit_defaults compares strings by identity.
-    values = {field.name: (getattr(struct, field.name), field) for field in msgspec.structs.fields(struct)}
-    return {
-        name: value
-        for name, (value, field) in values.items()
-        if field.required or (value != field.default and not (field.default_factory is dict and value == {}))
-    }
+    values = {name: (getattr(struct, name), default) for name, default in _defaults(type(struct)).items()}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
+@functools.cache
+def _defaults(struct: type[Struct]) -> dict[str, object]:
+    """Default of each field; required fields have one that no value equals."""
+    fields = msgspec.structs.fields(struct)
+    return {field.name: {} if field.default_factory is dict else field.default for field in fields}
 
 
 def canonical(value: object) -> bytes:
@@ -237,10 +243,9 @@ def _check(manifest: Manifest, limits: Limits) -> None:
     # A tensor without elements can still ask for a scale a channel.
     n_values = [max(record.n_weights, sum(n for n, _ in record.parameters())) for record in manifest.tensors]
     limits.check("max_weights", sum(n_values))
-    names = [record.name for record in manifest.tensors]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FormatError("M-05", "manifest tensors", f"{twice!r} twice", "distinct names")
+    name, count = max(Counter(record.name for record in manifest.tensors).items(), key=itemgetter(1), default=("", 0))
+    if count > 1:
+        raise FormatError("M-05", "manifest tensors", f"{name!r} {count} times", "distinct names")
     for index, record in enumerate(manifest.tensors):
         _check_record(record, f"manifest tensors[{index}] {record.name!r}")
     coded = any(record.planes for record in manifest.tensors)
@@ -252,7 +257,10 @@ def _check(manifest: Manifest, limits: Limits) -> None:
     for blob in manifest.blobs:
         if blob.coding not in CODINGS:
             raise UnsupportedError("coding", blob.coding, CODINGS)
-    want_blobs = n_byte_planes(manifest.tensors) + len(bit_sections(manifest.tensors))
+    # Counted before they are listed: a small manifest can name millions of sections.
+    coded_records = [(record.planes, record.flip) for record in manifest.tensors if record.planes]
+    n_bit_sections = sum(planes * (2 + flip) - 1 for planes, flip in coded_records)
+    want_blobs = n_byte_planes(manifest.tensors) + n_bit_sections
     if len(manifest.blobs) != want_blobs:
         raise FormatError("M-09", "manifest blobs", f"{len(manifest.blobs)} blobs", f"{want_blobs} blobs")
     if "kind" in manifest.arch:

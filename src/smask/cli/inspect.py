@@ -26,7 +26,6 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads and reports."""
-    from rich.markup import escape
     from rich.table import Table
 
     from ..inspection import inspect
@@ -35,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         screen.result(report.as_dict(), [], as_json=True)
         return 0
-    n = screen.n
+    n, safe = screen.n, screen.safe
     table = Table(box=None, pad_edge=False)
     for heading in ("tensor", "shape", "coded as", "kept", "bytes", "bits a weight", "entropy", "codings"):
         table.add_column(heading, justify="left" if heading in ("tensor", "shape", "coded as", "codings") else "right")
@@ -57,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
             else ("", "", "", "")
         )
         table.add_row(
-            escape(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", coded, *numbers, " ".join(tensor.codings)
+            safe(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", coded, *numbers, " ".join(tensor.codings)
         )
     screen.show(table)
     rows = [
@@ -70,5 +69,5 @@ def run(arguments: argparse.Namespace) -> int:
         ("tensors sha256", report.digest),
         *((f"meta {key}", text) for key, text in report.meta.items()),
     ]  # fmt: skip
-    screen.result({}, [(escape(left), escape(right)) for left, right in rows], as_json=False)
+    screen.result({}, [(safe(left), safe(right)) for left, right in rows], as_json=False)
     return 0

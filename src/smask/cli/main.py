@@ -66,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"smask: {message}", file=sys.stderr)
+    from .screen import printable
+
+    print(f"smask: {printable(message)}", file=sys.stderr)
     return code
 
 

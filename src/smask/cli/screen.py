@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -28,6 +29,16 @@ def say(text: str, *, quiet: bool = False) -> None:
     """One line of narration."""
     if not quiet:
         Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
+
+
+def printable(text: str) -> str:
+    """Text of a file or an error without control characters: a file does not get to steer the terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def safe(text: str) -> str:
+    """Text of a file for a table: printable, and brackets are no markup."""
+    return escape(printable(text))
 
 
 def result(fields: dict[str, Any], rows: Sequence[tuple[str, str]], *, as_json: bool) -> None:

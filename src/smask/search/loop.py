@@ -78,7 +78,8 @@ def find_masks(
     and the masks are fixed with exact counts for the last part, in which only the floats still learn.
 
     Args:
-        model: Any module; it is copied, not changed. One from :mod:`smask.architectures` needs no module at load.
+        model: Any module; it is copied, not changed. Parameters that are not masked are trained if they require a
+            gradient. A model from :mod:`smask.architectures` needs no module at load.
         batches: Sized and iterable once an epoch; gives (inputs, targets).
         method: One of :data:`smask.search.methods.METHODS`.
         density: Kept weights over all weights of masked layers, in (0, 1].
@@ -112,13 +113,16 @@ def find_masks(
         raise ArgumentError("batches", "none", "at least one batch")
     target = torch.device(device)
     original, model = model, copy.deepcopy(model).to(target)
-    model.requires_grad_(True).train()
+    model.train()
     weights = maskable(model)
     densities = layer_densities(
         {name: weight.shape for name, weight in weights.items()},
         density=density, rule=density_rule, first=first_density, last=last_density,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[target] if target.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[target] if target.type == "cuda" else []),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
         torch.manual_seed(seed % 2**63)
         layers = masked_weights(
             weights,
@@ -176,6 +180,13 @@ def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
     }
     if not weights:
         raise ArgumentError("model", type(model).__name__, "a model with linear or convolution layers")
+    names: dict[int, str] = {}
+    for name, weight in weights.items():
+        if weight.dtype != torch.float32:
+            raise ArgumentError(name, str(weight.dtype), "weights of torch.float32")
+        other = names.setdefault(id(weight), name)
+        if other != name:
+            raise ArgumentError(name, f"the same parameter as {other}", "weights that no two layers share")
     return weights
 
 
@@ -207,6 +218,7 @@ def masked_weights(
         with torch.no_grad():
             layer.latent.mul_(method.initial(weight.shape, random).to(weight.device))
         layer.scale.requires_grad_(learn_scale)
+        weight.requires_grad_(True)
         layers[name] = layer
     return layers
 
