@@ -145,9 +145,10 @@ def test_unknown_names_list_the_known(digits_data: Dataset, option: str, known: 
 
 
 def test_nothing_to_do() -> None:
-    with pytest.raises(ArgumentError) as caught:
-        smask.find_masks(nn.Linear(2, 2), [])
-    assert caught.value.name == "batches"
+    for batches in ([], iter([(torch.rand(2, 2), torch.zeros(2))])):
+        with pytest.raises(ArgumentError) as caught:
+            smask.find_masks(nn.Linear(2, 2), batches)
+        assert caught.value.name == "batches"
     shared = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     shared[1].weight = shared[0].weight
     for model, name in ((shared, "1.weight"), (nn.Linear(2, 2).half(), "weight")):

@@ -2,6 +2,7 @@
 
     python tools/measurements.py --data ../shared/data                  # everything, about half an hour on two cores
     python tools/measurements.py --data ../shared/data --only lenet     # those whose name contains a word; others stay
+    python tools/measurements.py --tables                               # only the tables of the README
 
 --data is a folder with the idx files of MNIST in mnist/ and of Fashion-MNIST in fashion_mnist/. Nothing else should run
 on the machine meanwhile.
@@ -20,7 +21,9 @@ from typing import Any
 from machine import facts
 
 OUT = Path(__file__).parents[1] / "docs/measurements.json"
+README = Path(__file__).parents[1] / "README.md"
 TOOLS = Path(__file__).parent
+RIVALS = ("zstd19_packed_of_entropy", "best_of_zlib_bz2_lzma_of_entropy")
 MNIST, FASHION = "DATA/mnist", "DATA/fashion_mnist"
 SEARCHES = {
     "digits": [],
@@ -50,11 +53,56 @@ def run(command: list[str]) -> str:
     return subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True, cwd=TOOLS).stdout
 
 
+def write_tables(report: dict[str, Any]) -> int:
+    """Puts the tables between their marks in the README."""
+    text = README.read_text(encoding="utf-8")
+    for mark, lines in (("searches", search_rows(report)), ("figures", figure_rows(report))):
+        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+        before, _, rest = text.partition(start)
+        text = before + start + "".join(f"{line}\n" for line in lines) + end + rest.partition(end)[2]
+    README.write_text(text, encoding="utf-8")
+    return 0
+
+
+def search_rows(report: dict[str, Any]) -> list[str]:
+    rows = ["| command | accuracy | bytes | kept | bits a weight | fp32 bytes | search |", "|---" * 7 + "|"]
+    for run in report["searches"].values():
+        cells = (
+            f"`{run['command']}`", f"{100 * run['accuracy']:.2f} %", f"{run['n_bytes']:,}",
+            f"{100 * run['n_kept'] / run['n_weights']:.1f} %", f"{run['bits_per_weight']:.3f}",
+            f"{run['fp32_bytes']:,}", f"{run['seconds_search']:.0f} s",
+        )  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def figure_rows(report: dict[str, Any]) -> list[str]:
+    rows = ["| a search step on | over a training step | over a step that sorts all scores |", "|---|---|---|"]
+    for net, row in report["step_cost"]["rows"].items():
+        ratios = (row["search_over_training"]["median"], row["search_over_sorting"]["median"])
+        rows.append(f"| {net} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    speed = report["decode_speed"]["giga_weights_per_s"]
+    rows += ["", f"| {report['decode_speed']['n_weights'] / 1e6:.0f} million weights | 10⁹ weights/s |", "|---|---|"]
+    rows += [f"| {name} | {value:.2f} |" for name, value in speed.items()]
+    rows += ["", "| bits | coding | over entropy | packed, zstd-19 | best of zlib, bz2, lzma | MB/s coded, decoded |"]
+    rows += ["|---" * 6 + "|"]
+    for name, row in report["codings"]["rows"].items():
+        rivals = [f"{row[key]:.3f}" if key in row else "" for key in RIVALS]
+        speeds = f"{row['encode_mb_per_s']:.0f}, {row['decode_mb_per_s']:.0f}" if "encode_mb_per_s" in row else ""
+        rows.append(f"| {name} | {row.get('coding', '')} | {row['of_entropy']:.3f} | {' | '.join(rivals)} | {speeds} |")
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="DIR")
+    parser.add_argument("--data", default="", metavar="DIR")
     parser.add_argument("--only", default="", metavar="WORD")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
     arguments = parser.parse_args()
+    if arguments.tables:
+        return write_tables(json.loads(OUT.read_text()))
+    if not arguments.data:
+        parser.error("--data is needed to measure")
     report = json.loads(OUT.read_text()) if OUT.exists() else {"searches": {}}
     report["machine"] = facts()
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +118,7 @@ def main() -> int:
                 report[name] = {key: value for key, value in figures.items() if key != "machine"}
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    return 0
+    return write_tables(report)
 
 
 if __name__ == "__main__":

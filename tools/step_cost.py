@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from machine import facts, interleaved, ratio
 from smask import architectures, named_nets
-from smask.search import loop
+from smask.search import steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS
 
@@ -67,16 +67,16 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object
 
 def sorting_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     for module in model.modules():
-        if isinstance(module, loop.MASKABLE):
+        if isinstance(module, steps.MASKABLE):
             parametrize.register_parametrization(module, "weight", SortedWeight(module.weight), unsafe=True)
     return training_step(model, x, y)
 
 
 def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
-    weights = loop.maskable(model)
+    weights = steps.maskable(model)
     densities = layer_densities({name: weight.shape for name, weight in weights.items()}, density=DENSITY)
-    layers = loop.masked_weights(weights, densities, METHODS["edge-popup"])
-    search = loop.Search(model, layers, 10**9, lr=1e-3, hold=0.25, settle=0.1)
+    layers = steps.masked_weights(weights, densities, METHODS["edge-popup"])
+    search = steps.Search(model, layers, 10**9, lr=1e-3, hold=0.25, settle=0.1)
 
     def step() -> None:
         search.step(x, y, F.cross_entropy)
@@ -101,7 +101,7 @@ def main() -> int:
         kinds = {"training": training_step, "search": search_step, "sorting": sorting_step}
         works = {kind: make(architectures.build(arch).to(x.device), x, y) for kind, make in kinds.items()}
         # One whole cycle of the threshold refresh a round where time allows, so that its cost is in the figure.
-        seconds = interleaved(works, rounds=arguments.rounds, repeats=loop.N_REFRESH)
+        seconds = interleaved(works, rounds=arguments.rounds, repeats=steps.N_REFRESH)
         rows[f"{name}, batch {batch}"] = {
             "milliseconds": {kind: round(1e3 * statistics.median(values), 3) for kind, values in seconds.items()},
             "search_over_training": ratio(seconds, "search", "training"),
