@@ -170,7 +170,7 @@ def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
-        with beside.open("rb") as file:
+        with beside.open("r+b") as file:  # Windows syncs only what it may write
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
