@@ -73,7 +73,6 @@ def test_chunks_meet_within_rows(monkeypatch: pytest.MonkeyPatch, n_planes: int,
     expected = reconstruction.reconstruct_reference(coded, 2)
     monkeypatch.setattr(reconstruction, "N_CHUNK", 64)
     monkeypatch.setattr(reconstruction, "N_CHUNK_SIGNS", 256)
-    monkeypatch.setattr(reconstruction, "N_HUGE", 1)
     assert torch.equal(raw_bytes(reconstruction.reconstruct(coded, 2)), raw_bytes(expected))
 
 

@@ -11,7 +11,9 @@ import pytest
 @pytest.mark.long
 def test_mnist_with_all_defaults(real_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "smask", "encode", "--data", str(real_data / "mnist"), "--arch", "lenet-300-100"]
-    done = subprocess.run([*command, "--json", "-q", "-o", str(tmp_path / "mnist.smask")], capture_output=True, check=True)
+    done = subprocess.run(
+        [*command, "--json", "-q", "-o", str(tmp_path / "mnist.smask")], capture_output=True, check=True
+    )
     report = json.loads(done.stdout)
     assert report["accuracy"] >= 0.983
     assert report["n_bytes"] == (tmp_path / "mnist.smask").stat().st_size <= 11_000

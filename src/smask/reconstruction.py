@@ -12,8 +12,6 @@ magnitude, so that no product is subnormal and a processor set to flush subnorma
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,11 +24,9 @@ from .errors import ArgumentError
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-64, 2.0**64
 SMALLEST_OFFSET, LARGEST_OFFSET = 2.0**-40, 2.0**16
 # Weights of one working chunk on a CPU: small enough for its last cache, large enough for all of torch's threads.
-N_CHUNK = 1 << 20
+N_CHUNK = 1 << 21
 # Signs are made for more weights at a time: the generator's lanes are 1/16 of the size of the weights.
 N_CHUNK_SIGNS = 1 << 24
-# From this many weights on, huge pages are asked for.
-N_HUGE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +125,11 @@ def reconstruct(
     device = torch.device(device)
     philox.self_test(device)
     in_place = out is not None and coded.dtype == torch.float32
-    weights = out.detach().view(-1) if out is not None and in_place else _empty(coded.n_weights, device)
+    weights = (
+        out.detach().view(-1)
+        if out is not None and in_place
+        else torch.empty(coded.n_weights, dtype=torch.float32, device=device)
+    )
     fill = _fill_ternary if coded.base == "signed" and len(coded.planes) == 1 else _fill_general
     fill(coded, seed, weights)
     if out is None:
@@ -181,16 +181,6 @@ def _row_pieces(out: Tensor, scale: Tensor, start: int, end: int, n_weights: int
             stop = start + n_rows * row_length
             yield out[start:stop].view(n_rows, row_length), scale[row : row + n_rows, None]
         start = stop
-
-
-def _empty(n: int, device: torch.device) -> Tensor:
-    """float32 [n], not initialised; on Linux large ones lie in huge pages whose first touch is several times faster."""
-    if device.type == "cpu" and n >= N_HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, 4 * n, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=torch.float32)
-    return torch.empty(n, dtype=torch.float32, device=device)
 
 
 def _ternary_table(device: str) -> Tensor:
