@@ -124,17 +124,15 @@ def reconstruct(
         device = out.device
     device = torch.device(device)
     philox.self_test(device)
-    in_place = out is not None and coded.dtype == torch.float32
-    weights = (
-        out.detach().view(-1)
-        if out is not None and in_place
-        else torch.empty(coded.n_weights, dtype=torch.float32, device=device)
-    )
+    if out is not None and coded.dtype == torch.float32:
+        weights = out.detach().view(-1)
+    else:
+        weights = torch.empty(coded.n_weights, dtype=torch.float32, device=device)
     fill = _fill_ternary if coded.base == "signed" and len(coded.planes) == 1 else _fill_general
     fill(coded, seed, weights)
     if out is None:
         return weights.view(coded.shape).to(coded.dtype)
-    if not in_place:
+    if coded.dtype != torch.float32:
         out.detach().copy_(weights.view(coded.shape))
     return out
 
