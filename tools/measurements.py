@@ -118,7 +118,7 @@ def main() -> int:
                 report[name] = {key: value for key, value in figures.items() if key != "machine"}
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    return write_tables(report)
+    return write_tables(json.loads(OUT.read_text()))
 
 
 if __name__ == "__main__":
