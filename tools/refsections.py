@@ -41,7 +41,8 @@ def decode_section(coding: str, blob: bytes, n_bits: int) -> bitarray:
     if coding == "zstd":
         blob = inflate(blob, lambda size: need(size == n_bytes, "B-03", f"{size} bytes for {n_bits} bits"))
     need(len(blob) == n_bytes, "B-02", f"{len(blob)} bytes for {n_bits} bits")
-    bits = bitarray(blob, endian="little")
+    bits = bitarray(endian="little")
+    bits.frombytes(blob)
     need(not bits[n_bits:].any(), "B-01", "bits past the end")
     return bits[:n_bits]
 
