@@ -7,7 +7,7 @@ import pytest
 from smask import dtypes, manifest
 from smask.container import Limits
 from smask.errors import FormatError, LimitError
-from smask.manifest import Blob, Manifest, Record, Scale
+from smask.records import Blob, Manifest, Record, Scale, bit_sections, n_byte_planes
 
 CODED = Record("w", (2, 3), planes=2, flip=True, stream=1, scale=Scale("channel", "F16"), offset=Scale("tensor", "F32"))
 PLAIN = Record("b", (2,), stored="BF16")
@@ -37,11 +37,11 @@ def test_canonical_text() -> None:
 @pytest.mark.clause("M-09")
 def test_sections_are_plane_major() -> None:
     other = Record("v", (4,), planes=1, scale=Scale("tensor", "F32"))
-    assert manifest.bit_sections((other, PLAIN, CODED)) == [
+    assert bit_sections((other, PLAIN, CODED)) == [
         (2, 1, "significance"), (2, 1, "flip"), (0, 0, "significance"), (2, 0, "significance"), (2, 0, "flip"), (2, 0, "refinement"),
     ]  # fmt: skip
-    assert manifest.n_byte_planes((other, PLAIN, CODED)) == 4
-    assert manifest.n_byte_planes(()) == 0
+    assert n_byte_planes((other, PLAIN, CODED)) == 4
+    assert n_byte_planes(()) == 0
 
 
 @pytest.mark.clause("M-06")

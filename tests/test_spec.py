@@ -9,7 +9,7 @@ import pytest
 
 import smask
 from conftest import ROOT
-from smask import bases, container, manifest
+from smask import bases, container, records
 
 SPEC = (ROOT / "spec/smask-1.md").read_text(encoding="utf-8")
 DEFINED = re.compile(r"^- \*\*\[([A-Z]-\d\d)\]\*\*", re.MULTILINE)
@@ -54,11 +54,11 @@ def test_tables_name_what_the_code_knows() -> None:
     layers = SPEC.split("## 13.")[1].split("## 14.")[0]
     for name in KNOWN:
         assert f"`{name}`" in layers or f'`"{name}"`' in layers, name
-    for name in (*manifest.BASES, *manifest.CODINGS, *manifest.AXES):
+    for name in (*records.BASES, *records.CODINGS, *records.AXES):
         assert f"`{name}`" in SPEC, name
-    records = SPEC.split("| record field")[1].split("Dtypes are")[0]
-    for field in manifest.Record.__struct_fields__:
-        assert f"`{field}`" in records
+    fields = SPEC.split("| record field")[1].split("Dtypes are")[0]
+    for field in records.Record.__struct_fields__:
+        assert f"`{field}`" in fields
     for pinned in (container.DICTIONARY_SHA256, bases.NORMAL_SHA256):
         assert pinned in SPEC
 

@@ -19,7 +19,19 @@ import numpy as np
 import torch
 
 import smask
-from smask import bases, bitcoding, container, floats, integrity, manifest, named_nets, philox, planes, reconstruction
+from smask import (
+    bases,
+    bitcoding,
+    container,
+    floats,
+    integrity,
+    manifest,
+    named_nets,
+    philox,
+    planes,
+    reconstruction,
+    records,
+)
 from smask.bitcoding import Bits
 from smask.dtypes import N_BYTES_OF_DTYPE
 from smask.frames import compress
@@ -59,7 +71,7 @@ def bases_vectors() -> list[dict[str, Any]]:
     return [
         {"base": base, "seed": seed, "stream": stream, "start": start,
          "float32_le": hexed(bases.base_reference(base, seed, stream=stream, start=start, n_weights=n))}
-        for base in manifest.BASES
+        for base in records.BASES
         for seed, stream, start, n in ((0, 0, 0, 40), (2**63 + 5, 7, 33, 37))
     ]  # fmt: skip
 
@@ -358,9 +370,9 @@ def plain_file(values: list[int], stored: str, dtype: str) -> bytes:
     width = N_BYTES_OF_DTYPE[stored]
     raw = np.array([list(value.to_bytes(width, "little")) for value in values], np.uint8)
     blobs = [plane.packed.tobytes() for plane in floats.byte_planes([raw])]
-    record = manifest.Record("t", (len(values),), dtype=dtype, stored=stored)
-    described = manifest.Manifest(
-        (record,), tuple(manifest.Blob("raw", len(blob)) for blob in blobs), "0" * 64, dict(EXTERNAL)
+    record = records.Record("t", (len(values),), dtype=dtype, stored=stored)
+    described = records.Manifest(
+        (record,), tuple(records.Blob("raw", len(blob)) for blob in blobs), "0" * 64, dict(EXTERNAL)
     )
     return container.pack(manifest.emit(described), blobs)
 

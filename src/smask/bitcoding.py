@@ -24,7 +24,7 @@ from bitarray import bitarray
 
 from . import frames
 from .errors import FormatError, UnsupportedError
-from .manifest import CODINGS
+from .records import CODINGS
 
 Packed: TypeAlias = npt.NDArray[np.uint8]
 ESCAPE = 255
@@ -153,7 +153,7 @@ def bits_from_gaps_fast(gaps: bytes, n_bits: int, *, where: str) -> Bits:
 def encode(bits: Bits) -> tuple[str, bytes]:
     """Codes a section in the smallest of the codings.
 
-    Ties go to the earlier coding of :data:`smask.manifest.CODINGS`. The choice depends on the bits alone.
+    Ties go to the earlier coding of :data:`smask.records.CODINGS`. The choice depends on the bits alone.
 
     Args:
         bits: Any number of bits.

@@ -16,9 +16,10 @@ from .container import Limits
 from .dtypes import N_BYTES_OF_DTYPE
 from .errors import ArchitectureError, ArgumentError, DeviceError
 from .integrity import NAME_OF_DTYPE
-from .manifest import Blob, Manifest, Opened
+from .manifest import Opened
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import CodedTensor, parameter_problem, reconstruct
+from .records import Blob, Manifest, bit_sections
 from .stored_tensors import coded_record, coded_tensor, plain_record, plain_tensor, stored_tensor
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
@@ -76,7 +77,7 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
                 sections[index, plane, kind] = bits
         records.append(record)
     in_order = floats.byte_planes(parameters)
-    in_order += [sections[section] for section in manifest.bit_sections(tuple(records))]
+    in_order += [sections[section] for section in bit_sections(tuple(records))]
     coded_blobs = [bitcoding.encode(bits) for bits in in_order]
     described = Manifest(
         tensors=tuple(records),
@@ -219,7 +220,7 @@ def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], di
         for index, record in enumerate(records)
         if record.planes
     }
-    for (index, plane, kind), (described, blob) in zip(manifest.bit_sections(records), blobs, strict=True):
+    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs, strict=True):
         n_bits = assemblies[index].counts.n_bits(kind)
         where = f"{kind} of plane {plane} of {records[index].name!r}"
         assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))

@@ -10,8 +10,9 @@ from typing import Any
 from . import bitcoding, floats, manifest
 from .container import Limits
 from .dtypes import N_BYTES_OF_DTYPE
-from .manifest import Opened, Record
+from .manifest import Opened
 from .planes import Significance
+from .records import Record, bit_sections, n_byte_planes
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ def inspect(source: str | os.PathLike[str] | bytes, *, limits: Limits | None = N
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     opened = manifest.open_file(data, limits=limits or Limits())
     records = opened.manifest.tensors
-    n_byte_planes = manifest.n_byte_planes(records)
-    n_float_bytes = sum(blob.n_bytes for blob in opened.manifest.blobs[:n_byte_planes])
-    reports = _tensor_reports(opened, n_byte_planes)
+    n_first = n_byte_planes(records)
+    n_float_bytes = sum(blob.n_bytes for blob in opened.manifest.blobs[:n_first])
+    reports = _tensor_reports(opened, n_first)
     coded = [report for report in reports if report.n_planes]
     n_plane_bytes = sum(report.n_bytes for report in coded)
     n_weights = sum(report.n_weights for report in coded)
@@ -116,7 +117,7 @@ def _n_bytes_plain(dtype: str) -> int:
     return 4 if "F" in dtype else N_BYTES_OF_DTYPE[dtype]
 
 
-def _tensor_reports(opened: Opened, n_byte_planes: int) -> list[TensorReport]:
+def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     records = opened.manifest.tensors
     shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
     blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
@@ -124,9 +125,7 @@ def _tensor_reports(opened: Opened, n_byte_planes: int) -> list[TensorReport]:
         bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where="byte plane")
     counts = {index: Significance(record.n_weights) for index, record in enumerate(records) if record.planes}
     found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in counts}
-    for (index, plane, kind), (described, blob) in zip(
-        manifest.bit_sections(records), blobs[n_byte_planes:], strict=True
-    ):
+    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
         n_bits = counts[index].n_bits(kind)
         where = f"{kind} of plane {plane} of {records[index].name!r}"
         n_ones = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where).n_ones

@@ -1,114 +1,28 @@
 """The manifest: canonical JSON to frozen structs and back. No torch, no numpy.
 
-Field rules are the types below, checked by msgspec; rules between fields are in :func:`parse`, in the order of the
-specification. The text must equal its own canonical form (sorted keys, no spaces, defaults left out), so that one
-model has one manifest.
+Field rules are the types of :mod:`smask.records`, checked by msgspec; rules between fields are in :func:`parse`, in
+the order of the specification. The text must equal its own canonical form (sorted keys, no spaces, defaults left out),
+so that one model has one manifest.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Annotated, Any, TypeAlias
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from . import container
 from .container import Limits
 from .dtypes import FLOAT_DTYPES, N_BYTES_OF_DTYPE, PARAMETER_DTYPES, widens_exactly
 from .errors import FormatError, UnsupportedError
+from .records import ARCHITECTURES, AXES, BASES, CODINGS, Manifest, Record, n_byte_planes
 
-BASES = ("signed", "uniform", "normal")
-CODINGS = ("raw", "zstd", "gap-zstd")
-AXES = ("tensor", "channel")
-ARCHITECTURES = ("layers", "external")
-MAX_PLANES = 16
 MAX_NESTING = 64
-
-Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
-# No control characters: a name is shown on terminals and delimited by a zero byte in the digest.
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}\Z")]
-
-
-class Blob(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One blob of the body: id of its coding, size in bytes."""
-
-    coding: str
-    n_bytes: Count
-
-
-class Scale(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A float parameter of a coded tensor: one value a tensor or one a channel (dimension 0), and its stored dtype."""
-
-    axis: str
-    stored: str
-
-
-class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor. With ``planes`` it is coded over a base, without it is stored as it is.
-
-    Attributes:
-        name: State-dict name.
-        shape: Dimensions.
-        dtype: Dtype of the decoded tensor.
-        stored: Plain tensors: dtype of the stored values, widened exactly to ``dtype``.
-        planes: Coded tensors: number of ordered bit planes.
-        base, stream: Coded tensors: kind of the base and its stream of the generator.
-        flip: Coded tensors: whether kept weights carry a flip bit.
-        scale, offset: Coded tensors: float parameters.
-    """
-
-    name: Name
-    shape: Annotated[tuple[Count, ...], Meta(max_length=8)]
-    dtype: str = "F32"
-    stored: str | None = None
-    planes: Annotated[int, Meta(ge=1, le=MAX_PLANES)] | None = None
-    base: str = "signed"
-    stream: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
-    flip: bool = False
-    scale: Scale | None = None
-    offset: Scale | None = None
-
-    @property
-    def n_weights(self) -> int:
-        """Number of elements, a Python integer that cannot overflow."""
-        return math.prod(self.shape)
-
-    def parameters(self) -> list[tuple[int, str]]:
-        """Stored float values of this record, in file order, as (count, stored dtype)."""
-        if self.planes is None:
-            return [(self.n_weights, str(self.stored))]
-        return [
-            (self.shape[0] if part.axis == "channel" else 1, part.stored)
-            for part in (self.scale, self.offset)
-            if part is not None
-        ]
-
-
-class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a file says of itself.
-
-    Attributes:
-        tensors: Records in state-dict order.
-        blobs: Blobs of the body in file order.
-        digest: sha256 over the reconstructed tensors, 64 lower-case hexadecimal digits.
-        seed: Seed of the generator; coded tensors need it.
-        arch: Architecture, interpreted by :mod:`smask.architectures`.
-        meta: Free text by the author; it has no effect on decoding.
-        extensions: Fields of later versions that declare themselves ignorable.
-    """
-
-    tensors: tuple[Record, ...]
-    blobs: tuple[Blob, ...]
-    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    arch: dict[str, Any]
-    seed: Annotated[int, Meta(ge=0)] | None = None
-    meta: dict[str, str] = {}
-    extensions: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -191,26 +105,6 @@ def open_file(data: bytes | memoryview, *, limits: Limits) -> Opened:
     manifest = parse(envelope.manifest_text, limits=limits)
     blobs = container.split(envelope, [blob.n_bytes for blob in manifest.blobs])
     return Opened(manifest, tuple(blobs), len(data))
-
-
-def n_byte_planes(tensors: tuple[Record, ...]) -> int:
-    """Number of byte planes of the float parameters: the widest stored dtype of any value."""
-    stored = [parameter for record in tensors for parameter in record.parameters()]
-    return max((N_BYTES_OF_DTYPE[dtype] for count, dtype in stored if count), default=0)
-
-
-def bit_sections(tensors: tuple[Record, ...]) -> list[tuple[int, int, str]]:
-    """Bit blobs in file order as (tensor index, plane, kind): plane-major, so that a prefix is a coarser model."""
-    sections = []
-    for plane in reversed(range(max((record.planes or 0 for record in tensors), default=0))):
-        for index, record in enumerate(tensors):
-            if (record.planes or 0) > plane:
-                sections.append((index, plane, "significance"))
-                if record.flip:
-                    sections.append((index, plane, "flip"))
-                if plane < (record.planes or 0) - 1:
-                    sections.append((index, plane, "refinement"))
-    return sections
 
 
 def _check_nesting(value: object) -> None:

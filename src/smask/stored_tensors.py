@@ -9,8 +9,8 @@ from torch import Tensor
 from . import integrity, planes
 from .errors import ArgumentError, FormatError
 from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
-from .manifest import Record, Scale
 from .reconstruction import CodedTensor, parameter_problem
+from .records import Record, Scale
 
 
 def plain_tensor(record: Record, stored: Tensor) -> Tensor:

@@ -6,8 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from ..errors import SmaskError
+
+# As a shell reports a process that SIGINT ended.
+INTERRUPTED = 130
 
 EPILOG = """\
 examples:
@@ -18,7 +22,7 @@ examples:
   smask verify mnist.smask
   smask decode mnist.smask -o mnist.safetensors
 
-exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 over a limit, 6 architecture or device
+exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 over a limit, 6 architecture or device, 130 interrupted
 """
 
 
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SmaskError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; nothing was written", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone (smask inspect | head); the interpreter must not flush again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,6 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"not enough memory: {str(error).splitlines()[0]}", 5)
         raise
     return code
+
+
+def entry() -> NoReturn:
+    """The process: runs :func:`main` and exits with its code."""
+    code = main()
+    if code == INTERRUPTED:
+        # An interrupt that passed through code run by an extension leaves a mark in the interpreter, which would then
+        # end by SIGINT instead of with our code. Everything is closed by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def _fail(message: str, code: int) -> int:
