@@ -22,7 +22,8 @@ examples:
   smask verify mnist.smask
   smask decode mnist.smask -o mnist.safetensors
 
-exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 over a limit, 6 architecture or device, 130 interrupted
+exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 over a limit, 6 architecture or device,
+130 interrupted
 """
 
 
