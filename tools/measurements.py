@@ -28,6 +28,7 @@ MNIST, FASHION = "DATA/mnist", "DATA/fashion_mnist"
 SEARCHES = {
     "digits": [],
     "mnist lenet-300-100": ["--data", MNIST],
+    **{f"mnist lenet-300-100 seed {seed}": ["--data", MNIST, "--seed", str(seed)] for seed in (1, 2, 3)},
     "mnist lenet-300-100 3 %": ["--data", MNIST, "--density", "0.03"],
     "mnist lenet-300-100 2 %": ["--data", MNIST, "--density", "0.02"],
     "mnist lenet-300-100 1 %": ["--data", MNIST, "--density", "0.01"],
