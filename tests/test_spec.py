@@ -20,7 +20,6 @@ def marked() -> set[str]:
     return {clause for source in sources for clause in re.findall(r'mark\.clause\("([A-Z]-\d\d)"\)', source)}
 
 
-@pytest.mark.clause("V-01")
 def test_every_clause_has_a_test_and_every_mark_a_clause() -> None:
     clauses = DEFINED.findall(SPEC)
     assert len(clauses) == len(set(clauses)) > 50
@@ -63,6 +62,7 @@ def test_tables_name_what_the_code_knows() -> None:
         assert pinned in SPEC
 
 
+@pytest.mark.clause("V-01")
 def test_vectors_are_what_this_code_writes() -> None:
     done = subprocess.run([sys.executable, ROOT / "tools/vectors.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

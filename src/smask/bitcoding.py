@@ -31,7 +31,7 @@ ESCAPE = 255
 
 # Above this density packed bits beat gaps on i.i.d. bits; large sections are then not tried as gaps.
 DENSEST_GAPS = 0.25
-# Below this density gaps have so many escapes that the fast coder loses 3 % and more.
+# Below this density gaps have many escapes; at 0.002 the fast coder is 3 % behind the slow one on i.i.d. bits.
 SPARSEST_FAST = 0.006
 # Up to this many bytes the slow levels of zstd are worth their time.
 N_SMALL = 1 << 20

@@ -68,7 +68,7 @@ class Envelope:
 
 @functools.lru_cache(maxsize=1)
 def manifest_dictionary() -> bytes:
-    """Typical manifest text that both sides know; it halves the overhead of a small file (199 against 405 bytes).
+    """Typical manifest text that both sides know; for a 784-300-100-10 perceptron 147 bytes of overhead, not 399.
 
     Raises:
         IntegrityError: The installed dictionary is not the one of the specification.

@@ -91,9 +91,10 @@ class LimitError(SmaskError):
     allowed: int
 
     def __str__(self) -> str:
+        option = " or --max-weights" if self.limit == "max_weights" else ""
         return (
             f"the file asks for {self.limit.removeprefix('max_')} = {self.asked:,}, the limit is {self.allowed:,}; "
-            f"raise it with Limits({self.limit}=...) if you trust the file"
+            f"raise it with Limits({self.limit}=...){option} if you trust the file"
         )
 
 
