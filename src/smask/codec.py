@@ -6,15 +6,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from . import architectures, bitcoding, container, floats, integrity, manifest, philox, planes
+from . import architectures, bitcoding, container, floats, integrity, manifest, modules, philox, planes
 from .container import Limits
 from .dtypes import N_BYTES_OF_DTYPE
-from .errors import ArchitectureError, ArgumentError, DeviceError
+from .errors import ArchitectureError, ArgumentError, DeviceError, UnsupportedError
 from .integrity import NAME_OF_DTYPE
 from .manifest import Opened
 from .recipe import Recipe, attach, recipe_of
@@ -108,7 +108,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Tr
         ArgumentError: The model carries no recipe or was changed since, or the path is not usable.
         OutputError: The system refused to write.
     """
-    data = encode(model.state_dict(), recipe_of(model))
+    recipe = recipe_of(model)
+    if any(isinstance(module, modules.PackedLayer) for module in model.modules()):
+        raise ArgumentError("model", "packed layers", "dense ones: call smask.materialize(model) first")
+    data = encode(model.state_dict(), recipe)
     container.write_atomic(Path(path), data, overwrite=overwrite)
     return len(data)
 
@@ -129,8 +132,7 @@ def decode(source: Source, *, device: torch.device | str = "cpu", limits: Limits
         DeviceError: The device is absent.
         OSError: The path cannot be read.
     """
-    tensors, _, _ = _decode(_open(source, limits), check_device(device))
-    return tensors
+    return _decode(_open(source, limits), check_device(device))
 
 
 def load(
@@ -138,19 +140,29 @@ def load(
     *,
     device: torch.device | str = "cpu",
     model: nn.Module | None = None,
+    packed: bool | Literal["auto"] = False,
+    regenerate_signs: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> nn.Module:
     """A model ready to run, in evaluation mode; it can be saved again and then gives the same bytes.
+
+    A packed model holds bits instead of weights in its coded layers (:mod:`smask.modules`) and runs on them.
+    :func:`smask.materialize` makes it dense, which it has to be to be saved.
 
     Args:
         source: Path or bytes of a file.
         device: Where the model is wanted.
         model: Module to fill, for files whose architecture is ``external``; its tensors are replaced.
+        packed: False for dense weights, True for packed ones in every coded layer, ``auto`` for packed ones in layers
+            that are large enough to be faster so.
+        regenerate_signs: Packed layers make their signs anew at every call instead of holding them.
         limits: What the file may ask for.
 
     Raises:
         ArchitectureError: Names, shapes or dtypes of the module differ from those of the file, or the file needs a
             module and none was given.
+        ArgumentError: Another value of ``packed``.
+        UnsupportedError: ``packed=True`` and a coded tensor that no packed layer can hold.
         FormatError, UnsupportedError, LimitError, IntegrityError, DeviceError, OSError: As :func:`decode`.
     """
     target = check_device(device)
@@ -161,10 +173,16 @@ def load(
             raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
         model = architectures.build(arch, device="meta")
     _check_fit(model, opened.manifest)
-    tensors, coded, seed = _decode(opened, target)
-    model.load_state_dict(tensors, strict=True, assign=True)
+    plain, coded = _read(opened)
+    seed = opened.manifest.seed or 0
+    bits = _to_pack(model, coded, packed)
+    dense = {name: tensor for name, tensor in coded.items() if name not in bits}
+    modules.pack_layers(model, bits, seed, regenerate_signs=regenerate_signs)
+    tensors = plain | {name: reconstruct(tensor, seed, device=target) for name, tensor in dense.items()}
+    # What a packed layer holds is there already; the fit of all names was checked above.
+    model.load_state_dict(tensors, strict=not bits, assign=True)
     model.to(target)
-    attach(model, Recipe(seed, coded, arch, opened.manifest.meta))
+    attach(model, Recipe(seed, dense, arch, opened.manifest.meta))
     return model.eval()
 
 
@@ -176,7 +194,7 @@ def verify(source: Source, *, device: torch.device | str = "cpu", limits: Limits
     """
     target = check_device(device)
     opened = _open(source, limits)
-    tensors, _, _ = _decode(opened, target)
+    tensors = _decode(opened, target)
     actual, expected = integrity.digest(tensors), opened.manifest.digest
     return Verification(
         actual == expected, actual, expected, str(target), str(target) if philox.self_test(target) else "cpu"
@@ -206,7 +224,39 @@ def _open(source: Source, limits: Limits) -> Opened:
     return manifest.open_file(read(source), limits=limits)
 
 
-def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], dict[str, CodedTensor], int]:
+def _decode(opened: Opened, device: torch.device) -> dict[str, Tensor]:
+    """All tensors, in the order of the file."""
+    plain, coded = _read(opened)
+    seed = opened.manifest.seed or 0
+    return {
+        record.name: plain[record.name].to(device)
+        if record.planes is None
+        else reconstruct(coded[record.name], seed, device=device)
+        for record in opened.manifest.tensors
+    }
+
+
+def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str) -> dict[str, CodedTensor]:
+    """The coded tensors that packed layers will hold."""
+    if packed not in (False, True, "auto"):
+        raise ArgumentError("packed", packed, "True, False or 'auto'")
+    if not packed:
+        return {}
+    obstacles = modules.unpackable(model, coded)
+    if packed == "auto":
+        return {
+            name: tensor
+            for name, tensor in coded.items()
+            if name not in obstacles and tensor.n_weights >= modules.N_AUTO_WEIGHTS
+        }
+    if obstacles:
+        name, reason = next(iter(obstacles.items()))
+        raise UnsupportedError(f"packed layer of {name!r}", reason, ("load(..., packed='auto')",))
+    return coded
+
+
+def _read(opened: Opened) -> tuple[dict[str, Tensor], dict[str, CodedTensor]]:
+    """Plain tensors and coded ones."""
     records = opened.manifest.tensors
     blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
     shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
@@ -224,17 +274,14 @@ def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], di
         n_bits = assemblies[index].counts.n_bits(kind)
         where = f"{kind} of plane {plane} of {records[index].name!r}"
         assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
-    seed = opened.manifest.seed or 0
-    tensors, coded_tensors = {}, {}
+    plain, coded = {}, {}
     for index, record in enumerate(records):
         stored = [stored_tensor(next(values), dtype) for _, dtype in record.parameters()]
         if record.planes is None:
-            tensors[record.name] = plain_tensor(record, stored[0]).reshape(record.shape).to(device)
-            continue
-        coded = coded_tensor(record, stored, assemblies[index])
-        tensors[record.name] = reconstruct(coded, seed, device=device)
-        coded_tensors[record.name] = coded
-    return tensors, coded_tensors, seed
+            plain[record.name] = plain_tensor(record, stored[0]).reshape(record.shape)
+        else:
+            coded[record.name] = coded_tensor(record, stored, assemblies[index])
+    return plain, coded
 
 
 def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> None:

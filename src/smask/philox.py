@@ -88,6 +88,23 @@ def words_fast(seed: int, stream: int, *, start: int, n_words: int, device: torc
     return out.flatten()[offset : offset + n_words]
 
 
+def words_at(seed: int, stream: int, index: Tensor) -> Tensor:
+    """Words at chosen places of a stream, one block each.
+
+    Args:
+        seed, stream: As in :func:`words`.
+        index: int64, any shape: indices of words.
+
+    Returns:
+        int32 of the shape of ``index``, on its device.
+    """
+    place = index if self_test(index.device) else index.cpu()
+    block = place >> 2
+    counter = (block & MASK, block >> 32, torch.full_like(block, stream), torch.zeros_like(block))
+    lanes = torch.stack(blocks(counter, (seed & MASK, seed >> 32)), dim=-1)
+    return lanes.gather(-1, (place & 3)[..., None])[..., 0].to(torch.int32).to(index.device)
+
+
 def words(seed: int, stream: int, *, start: int, n_words: int, device: torch.device | str = "cpu") -> Tensor:
     """Words ``start`` to ``start + n_words`` of a stream.
 

@@ -1,0 +1,111 @@
+"""Functions of tensors compiled once for each layout of their arguments, and found again without guards.
+
+``torch.compile`` checks its guards at every call, which costs more than a small tile takes. Here the key is explicit:
+the function and the shape, strides, dtype and device of every argument. What Inductor makes of it is kept for the
+process, and by Inductor's own cache on disk for the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Work: TypeAlias = Callable[..., Any]
+Listener: TypeAlias = Callable[[str, float | None], None]
+
+_LOCK = threading.RLock()
+_MADE: dict[tuple[Any, ...], Work] = {}
+_FAILED: dict[str, str] = {}
+_LISTENERS: list[Listener] = []
+
+
+def compiled(function: Work, *arguments: Tensor) -> Work:
+    """The function compiled for arguments like these, or the function itself where nothing can be compiled.
+
+    The first call for a layout compiles, which takes seconds; later ones are a lookup.
+
+    Args:
+        function: Takes tensors, returns a tensor or a tuple of tensors; may write into its arguments. It is named
+            in the key, so that it must be a function of a module and depend on nothing but its arguments.
+        arguments: What it will be called with.
+    """
+    key = (function, torch.get_num_threads(), *(_layout(argument) for argument in arguments))
+    made = _MADE.get(key)
+    if made is None:
+        with _LOCK:
+            made = _MADE.get(key)
+            if made is None:
+                made = _MADE[key] = _compile(function, arguments)
+    return made
+
+
+def available(device: torch.device | str = "cpu") -> bool:
+    """Whether functions can be compiled for a kind of device; tried once, with a small function."""
+    kind = torch.device(device).type
+    if kind not in _FAILED and (_increment, kind) not in _MADE:
+        with _LOCK:
+            probe = torch.zeros(64, dtype=torch.int32, device=device)
+            made = compiled(_increment, probe)
+            if made is not _increment:
+                _MADE[_increment, kind] = made
+    return kind not in _FAILED
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Tells when something is compiled: called with a description and None before, and with the seconds after."""
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
+
+
+def _increment(x: Tensor) -> Tensor:
+    return x + 1
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _compile(function: Work, arguments: tuple[Tensor, ...]) -> Work:
+    kind = arguments[0].device.type
+    if kind in _FAILED:
+        return function
+    name = f"{function.__name__} {' '.join('x'.join(map(str, a.shape)) for a in arguments)}"
+    for listener in _LISTENERS:
+        listener(name, None)
+    start = time.perf_counter()
+    try:
+        made = _inductor(function, arguments)
+    except Exception as error:  # whatever a missing or broken compiler raises, the plain function is right
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _FAILED[kind] = reason
+        warnings.warn(
+            f"smask runs without compiled kernels on {kind}, several times slower: {reason}", RuntimeWarning, 2
+        )
+        return function
+    for listener in _LISTENERS:
+        listener(name, time.perf_counter() - start)
+    return made
+
+
+def _inductor(function: Work, arguments: tuple[Tensor, ...]) -> Work:
+    from torch import _inductor
+
+    # What torch warns of inside its own compiler is no concern of our callers.
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = make_fx(function)(*arguments)
+        # ``freezing`` would fold the unpacking of constant weights into dense ones.
+        made = _inductor.compile(graph, list(arguments), options={"freezing": False})
+    return made  # type: ignore[no-any-return]

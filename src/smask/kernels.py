@@ -1,0 +1,310 @@
+"""Matrix products with packed weights.
+
+========== ===================================================== ======================================================
+kernel     what it does                                          chosen for
+========== ===================================================== ======================================================
+reference  every bit becomes a number, then ``F.linear``         float64; never for speed
+eager      a tile of rows becomes levels in a buffer that is     only when forced: what ``tiled`` is without a compiler
+           used again, then ``F.linear``; plain operations
+tiled      the same, tiles filled by compiled functions          CPUs without 8-bit dot products and GPUs at many rows
+                                                                 of x; what the integer kernel refuses
+fused      bits to levels, multiply and sum in one compiled      few rows of x (CPU 2, GPU 8) where ``integer`` is not
+           loop; nothing is written but the result               to be had
+integer    a tile becomes 8-bit levels, x fixed-point digits;    CPUs with VNNI, at any number of rows of x
+           ``torch._int_mm``, exact sums
+int8       as ``integer`` with a single digit                    only when forced: 8-bit activations
+========== ===================================================== ======================================================
+
+Why so: an 8-bit dot-product instruction multiplies four times as many numbers as one of float32, weights of a few bits
+are 8-bit integers without any loss, and an integer sum is exact, whatever the order, the tile or the number of threads.
+So two or three digits of x (:mod:`smask.fixedpoint`) at four times the speed beat float32 and bfloat16 at their
+precision. A single row is a product of a matrix and a vector, for which the digits are multiplied one after the other;
+up to :data:`N_VECTORS` such products take less time than one with the matrix kernel. Where there is no compiler,
+``integer`` and ``tiled`` fill their tiles by plain operations, and ``fused`` is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import compiler
+from .errors import ArgumentError, UnsupportedError
+from .fixedpoint import N_DIGITS, FixedPoint, fixed_point, recurs
+from .packing import PackedMatrix, dense_rows
+from .tiles import bit_order, level_tiles, natural_order, tiles
+
+# Products with single vectors that are faster than one matrix product, measured on 2 AVX-512 cores.
+N_VECTORS = 6
+# Sums that are finished together; more are finished tile by tile, while they are in a cache.
+N_SUMS = 1 << 20
+N_FUSED_ROWS = {"cpu": 2, "cuda": 8}
+# Digits in memory at a time; more rows take turns, each with all tiles.
+N_DIGIT_BYTES = 1 << 23
+# Smaller matrices are not worth seconds of compiling: plain operations take tens of microseconds longer.
+N_COMPILE_WEIGHTS = 1 << 18
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kernel: str = "auto") -> Tensor:
+    """``x @ W.T + bias`` with packed weights, computed in float32 (float64 for a float64 x) and rounded once.
+
+    Args:
+        x: float32, bfloat16, float16 or float64 [..., K] on the device of the weights; any strides.
+        packed: Weights of R rows and K columns.
+        bias: [R], or None.
+        kernel: ``auto`` or a name of the table above.
+
+    Returns:
+        Dtype of x, [..., R].
+
+    Raises:
+        ArgumentError: Another number of columns, another device, a dtype that is not floating, a bias of another
+            length.
+        UnsupportedError: An unknown kernel, or one that cannot do this product; it says why.
+    """
+    _check(x, packed, bias)
+    if kernel not in ("auto", *KERNELS):
+        raise UnsupportedError("kernel", kernel, ("auto", *KERNELS))
+    rows = x.reshape(math.prod(x.shape[:-1]), packed.n_columns)
+    name = choose(rows, packed) if kernel == "auto" else kernel
+    reason = KERNELS[name].refuses(rows, packed)
+    if reason:
+        raise UnsupportedError("product for kernel " + name, reason, tuple(n for n in KERNELS if n != name))
+    with torch.no_grad():
+        y = KERNELS[name if rows.numel() and packed.n_rows else "reference"].multiply(rows, packed, bias)
+    return y.view(*x.shape[:-1], packed.n_rows)
+
+
+def input_gradient(gradient: Tensor, packed: PackedMatrix) -> Tensor:
+    """Gradient of the activations, [B, K], from that of the product, [B, R], by tiles in float32 or float64."""
+    wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+    scaled = gradient.to(wide) * packed.scale
+    columns = scaled.new_zeros(len(gradient), 8 * packed.planes.shape[2])
+    for start, end, levels in level_tiles(packed, wide, compile=compiles(packed)):
+        columns.addmm_(scaled[:, start:end], levels)
+    return natural_order(columns, packed.n_columns).to(gradient.dtype)
+
+
+def choose(x: Tensor, packed: PackedMatrix) -> str:
+    """Name of the kernel that ``auto`` means for activations [B, K]."""
+    if x.dtype == torch.float64:
+        return "reference"
+    if torch.cpu._is_vnni_supported() and not KERNELS["integer"].refuses(x, packed):
+        return "integer"
+    few = len(x) <= N_FUSED_ROWS.get(x.device.type, 0) and not KERNELS["fused"].refuses(x, packed)
+    return "fused" if few else "tiled"
+
+
+def compiles(packed: PackedMatrix) -> bool:
+    """Whether tiles of a matrix are filled by compiled functions."""
+    large = packed.n_rows * packed.n_columns >= N_COMPILE_WEIGHTS
+    return large and compiler.available(packed.planes.device)
+
+
+def reference(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
+    """The dense weights, multiplied in float32 or float64."""
+    if not len(x):
+        return x.new_empty(0, packed.n_rows)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weights = dense_rows(packed).to(wide)
+    return F.linear(x.to(wide), weights, None if bias is None else bias.to(wide)).to(x.dtype)
+
+
+def tiled(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, compile: bool = True) -> Tensor:
+    """Tiles of levels in the dtype of x, which holds them exactly without an offset; scales and bias at the end."""
+    # Levels and their sums are not scaled yet, which float16 might not hold.
+    narrow = x.dtype == torch.bfloat16 and packed.offset is None
+    dtype = x.dtype if narrow or x.dtype == torch.float64 else torch.float32
+    columns = bit_order(x.to(dtype), 8 * packed.planes.shape[2])
+    y = x.new_empty(len(x), packed.n_rows)
+    for start, end, levels in level_tiles(packed, dtype, compile=compile and compiles(packed)):
+        y[:, start:end] = finished(F.linear(columns, levels), packed, bias, slice(start, end))
+    return y
+
+
+def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
+    """One compiled loop over the words of a row, 32 columns each."""
+    n_words = packed.planes.shape[2] // 4
+    columns = bit_order(x.to(torch.float32), 32 * n_words).view(len(x), 8, n_words, 4).transpose(2, 3).contiguous()
+    arguments = columns.view(len(x), 32, n_words), packed.planes.view(torch.int32)
+    product = compiler.compiled(_fused, *arguments)(*arguments)
+    return finished(product, packed, bias, slice(0, packed.n_rows)).to(x.dtype)
+
+
+def _fused(columns: Tensor, planes: Tensor) -> Tensor:
+    """float32 [B, R] from columns [B, 32, W], slab 4 k + b holding bit 8 b + k of the words, and int32 [N, R, W]."""
+    total = None
+    for slab in range(32):
+        position = 8 * (slab & 3) + (slab >> 2)
+        level = 0 - ((planes[0] >> position) & 1)
+        for plane in planes[1:]:
+            level = (level << 1) | ((plane >> position) & 1)
+        term = level.to(torch.float32)[None] * columns[:, slab, None, :]
+        total = term if total is None else total + term
+    return total.sum(-1)  # type: ignore[union-attr]
+
+
+def integer(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, n_digits: int | None = None) -> Tensor:
+    """Digits of x times tiles of levels, exact up to one rounding of x and float32 rounding at the end."""
+    n_digits = n_digits or N_DIGITS[x.dtype]
+    n_columns, compile = 8 * packed.planes.shape[2], compiles(packed)
+    y = x.new_empty(len(x), packed.n_rows)
+    n_turn = max(1, N_DIGIT_BYTES // max(1, n_digits * n_columns))
+    for turn in range(0, len(x), n_turn):
+        fixed = fixed_point(x[turn : turn + n_turn], n_columns, n_digits=n_digits, compile=compile)
+        if not bool(fixed.unit.isfinite().all()):  # infinities and NaNs have no digits
+            return tiled(x, packed, bias)
+        _multiply(fixed, packed, bias, y[turn : turn + n_turn], compile=compile)
+    return y
+
+
+def _multiply(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | None, y: Tensor, *, compile: bool) -> None:
+    """Sums of digits times levels, finished at once where they are few and tile by tile otherwise."""
+    digits = fixed.digits.flatten(0, 1)
+    n = len(digits)
+    if packed.n_rows * n > N_SUMS:
+        columns = digits.t()
+        for start, end, levels in tiles(packed, compile=compile):
+            parts = torch._int_mm(levels, columns).view(end - start, len(fixed.digits), -1).unbind(1)
+            _finish(y[:, start:end], fixed.unit, parts, packed, bias, slice(start, end), compile=compile)
+        return
+    factors = [row.t() for row in torch.split(digits, 1)] if n <= N_VECTORS else [digits.t()]
+    sums: Sequence[Tensor] = [
+        torch.empty((packed.n_rows, n // len(factors)), dtype=torch.int32, device=y.device) for _ in factors
+    ]
+    pairs = list(zip(factors, sums, strict=True))
+    for start, end, levels in tiles(packed, compile=compile):
+        for factor, out in pairs:
+            torch._int_mm(levels, factor, out=out[start:end])
+    if len(sums) != len(fixed.digits):
+        sums = torch.cat(list(sums), 1).view(packed.n_rows, len(fixed.digits), -1).unbind(1)
+    _finish(y, fixed.unit, sums, packed, bias, slice(0, packed.n_rows), compile=compile)
+
+
+def _finish(
+    y: Tensor,
+    unit: Tensor,
+    sums: Sequence[Tensor],
+    packed: PackedMatrix,
+    bias: Tensor | None,
+    rows: slice,
+    *,
+    compile: bool,
+) -> None:
+    """Digits of sums joined, units, scales and bias applied, for some rows of the weights and columns of y."""
+    scale = packed.scale if len(packed.scale) == 1 else packed.scale[rows]
+    arguments = (y, unit, scale, *sums) if bias is None else (y, unit, scale, bias[rows], *sums)
+    # The sum of two digits is below 2**31 where its magnitude can be: 2**15 * 2**P * K.
+    narrow = packed.n_columns << 15 + packed.n_magnitude_bits < 1 << 31
+    work = _JOINS[narrow, bias is not None]
+    (compiler.compiled(work, *arguments) if compile and recurs(len(y)) else work)(*arguments)
+
+
+def _join(y: Tensor, unit: Tensor, scale: Tensor, *sums: Tensor) -> None:
+    """y [B, R] from sums over levels, int32 [R, B] a digit; the upper two digits are joined as integers."""
+    y.copy_(_total(unit, scale, sums, narrow=True).t())
+
+
+def _join_biased(y: Tensor, unit: Tensor, scale: Tensor, bias: Tensor, *sums: Tensor) -> None:
+    y.copy_((_total(unit, scale, sums, narrow=True) + bias[:, None]).t())
+
+
+def _join_wide(y: Tensor, unit: Tensor, scale: Tensor, *sums: Tensor) -> None:
+    """As :func:`_join`, in float32 throughout."""
+    y.copy_(_total(unit, scale, sums, narrow=False).t())
+
+
+def _join_wide_biased(y: Tensor, unit: Tensor, scale: Tensor, bias: Tensor, *sums: Tensor) -> None:
+    y.copy_((_total(unit, scale, sums, narrow=False) + bias[:, None]).t())
+
+
+_JOINS: dict[tuple[bool, bool], Callable[..., None]] = {
+    (True, False): _join,
+    (True, True): _join_biased,
+    (False, False): _join_wide,
+    (False, True): _join_wide_biased,
+}
+
+
+def _total(unit: Tensor, scale: Tensor, sums: Sequence[Tensor], *, narrow: bool) -> Tensor:
+    total, rest = sums[-1], list(sums[-2::-1])
+    if narrow and rest:
+        total = torch.add(rest.pop(0), total, alpha=256)
+    total = total.to(torch.float32)
+    for part in rest:
+        total = total * 256 + part
+    return total * unit * scale[:, None]
+
+
+def finished(product: Tensor, packed: PackedMatrix, bias: Tensor | None, rows: slice, *, dim: int = -1) -> Tensor:
+    """Scales and bias of some rows of the weights, which lie along a dimension, in float32 or wider."""
+    shape = [1] * product.dim()
+    shape[dim] = -1
+    scale = packed.scale if len(packed.scale) == 1 else packed.scale[rows]
+    if product.dtype not in (torch.float32, torch.float64):
+        product = product.to(torch.float32)
+    product = product.mul_(scale.view(shape))
+    return product if bias is None else product.add_(bias[rows].view(shape))
+
+
+def _check(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> None:
+    if x.dtype not in FLOATS:
+        raise ArgumentError("x", str(x.dtype), " or ".join(map(str, FLOATS)))
+    if not x.dim() or x.shape[-1] != packed.n_columns:
+        raise ArgumentError("x", f"shape {list(x.shape)}", f"[..., {packed.n_columns}]")
+    for name, tensor in (("x", x), ("bias", bias)):
+        if tensor is not None and tensor.device != packed.planes.device:
+            raise ArgumentError(name, f"on {tensor.device}", f"on {packed.planes.device}, as the weights")
+    if bias is not None and bias.shape != (packed.n_rows,):
+        raise ArgumentError("bias", f"shape {list(bias.shape)}", f"[{packed.n_rows}]")
+
+
+def _nothing(x: Tensor, packed: PackedMatrix) -> str:
+    return ""
+
+
+def _not_fused(x: Tensor, packed: PackedMatrix) -> str:
+    if packed.signs is not None or packed.offset is not None:
+        return "regenerated signs or an offset"
+    if x.dtype == torch.float64:
+        return "float64"
+    return "" if compiler.available(x.device) else f"no compiler for {x.device.type}"
+
+
+def _not_integer(x: Tensor, packed: PackedMatrix) -> str:
+    if packed.offset is not None:
+        return "an offset"
+    if x.dtype not in N_DIGITS or x.device.type != "cpu":
+        return f"{x.dtype} on {x.device.type}"
+    most = (2**31 - 1) // (128 << packed.n_magnitude_bits)  # what int32 sums of a digit hold
+    return f"{packed.n_columns} columns, above {most}" if packed.n_columns > most else ""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to multiply.
+
+    Attributes:
+        multiply: (x [B, K], packed, bias) to [B, R].
+        refuses: Why it cannot do a product, or nothing.
+    """
+
+    multiply: Callable[[Tensor, PackedMatrix, Tensor | None], Tensor]
+    refuses: Callable[[Tensor, PackedMatrix], str] = _nothing
+
+
+KERNELS = {
+    "reference": Kernel(reference),
+    "eager": Kernel(functools.partial(tiled, compile=False)),
+    "tiled": Kernel(tiled),
+    "fused": Kernel(fused, _not_fused),
+    "integer": Kernel(integer, _not_integer),
+    "int8": Kernel(functools.partial(integer, n_digits=1), _not_integer),
+}

@@ -1,0 +1,162 @@
+"""Operators of torch for packed layers: opaque to ``torch.compile`` and ``torch.export``, with gradients.
+
+A packed matrix travels as its tensors and numbers, since operators take nothing else: ``signs`` is empty, or the low
+and high half of the seed and the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import convolution, kernels, philox
+from .convolution import Geometry
+from .errors import ArgumentError
+from .packing import PackedMatrix, SignSource, dense_rows
+
+
+def packed_matrix(
+    planes: Tensor, scale: Tensor, offset: Tensor | None, *, n_columns: int, signs: Sequence[int]
+) -> PackedMatrix:
+    """The matrix that an operator was given."""
+    source = SignSource(signs[0] | signs[1] << 32, signs[2]) if signs else None
+    return PackedMatrix(planes, n_columns, scale, offset, source)
+
+
+def sign_numbers(source: SignSource | None) -> list[int]:
+    """A source of signs as an operator takes it."""
+    return [] if source is None else [source.seed & philox.MASK, source.seed >> 32, source.stream]
+
+
+@torch.library.custom_op("smask::linear", mutates_args=())
+def linear(
+    x: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None, n_columns: int,
+    signs: Sequence[int], kernel: str,
+) -> Tensor:  # fmt: skip
+    """:func:`smask.kernels.matmul`."""
+    matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
+    return kernels.matmul(x, matrix, bias, kernel=kernel)
+
+
+@linear.register_fake
+def _(x, planes, scale, offset, bias, n_columns, signs, kernel):  # type: ignore[no-untyped-def]
+    torch._check(x.shape[-1] == n_columns)  # type: ignore[no-untyped-call]
+    return x.new_empty(*x.shape[:-1], planes.shape[1])
+
+
+@torch.library.custom_op("smask::linear_input_gradient", mutates_args=())
+def linear_input_gradient(
+    gradient: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None, n_columns: int, signs: Sequence[int]
+) -> Tensor:
+    """:func:`smask.kernels.input_gradient`."""
+    matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
+    rows = gradient.reshape(-1, matrix.n_rows)
+    return kernels.input_gradient(rows, matrix).view(*gradient.shape[:-1], n_columns)
+
+
+@linear_input_gradient.register_fake
+def _(gradient, planes, scale, offset, n_columns, signs):  # type: ignore[no-untyped-def]
+    return gradient.new_empty(*gradient.shape[:-1], n_columns)
+
+
+def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, planes, scale, offset, _, ctx.n_columns, ctx.signs, _ = inputs
+    ctx.save_for_backward(planes, scale, offset)
+
+
+def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    of_x = of_bias = None
+    if ctx.needs_input_grad[0]:
+        of_x = linear_input_gradient(gradient, *ctx.saved_tensors, ctx.n_columns, ctx.signs)
+    if ctx.needs_input_grad[4]:
+        of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
+    return of_x, None, None, None, of_bias, None, None, None
+
+
+linear.register_autograd(_linear_backward, setup_context=_linear_context)
+
+
+@torch.library.custom_op("smask::conv2d", mutates_args=())
+def conv2d(
+    x: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None, bias: Tensor | None, n_columns: int,
+    signs: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """:func:`smask.convolution.conv2d`."""
+    matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
+    return convolution.conv2d(x, matrix, bias, _geometry(kernel, stride, padding, dilation, groups))
+
+
+@conv2d.register_fake
+def _(x, planes, scale, offset, bias, n_columns, signs, kernel, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
+    weight = x.new_empty(planes.shape[1], *kernel)
+    return torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+
+@torch.library.custom_op("smask::conv2d_input_gradient", mutates_args=())
+def conv2d_input_gradient(
+    gradient: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None, n_columns: int, signs: Sequence[int],
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    shape: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """:func:`smask.convolution.conv2d_input_gradient`."""
+    matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
+    geometry = _geometry(kernel, stride, padding, dilation, groups)
+    images = torch.Size(shape if len(shape) == 4 else (1, *shape))
+    result = convolution.conv2d_input_gradient(
+        gradient.reshape(-1, *gradient.shape[-3:]), matrix, geometry, shape=images
+    )
+    return result.view(*shape)
+
+
+@conv2d_input_gradient.register_fake
+def _(gradient, planes, scale, offset, n_columns, signs, kernel, stride, padding, dilation, groups, shape):  # type: ignore[no-untyped-def]
+    return gradient.new_empty(*shape)
+
+
+def _conv2d_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, planes, scale, offset, _, ctx.n_columns, ctx.signs, *ctx.geometry = inputs
+    ctx.shape = list(x.shape)
+    ctx.save_for_backward(planes, scale, offset)
+
+
+def _conv2d_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    of_x = of_bias = None
+    if ctx.needs_input_grad[0]:
+        of_x = conv2d_input_gradient(gradient, *ctx.saved_tensors, ctx.n_columns, ctx.signs, *ctx.geometry, ctx.shape)
+    if ctx.needs_input_grad[4]:
+        of_bias = gradient.reshape(-1, *gradient.shape[-3:]).sum((0, 2, 3))
+    return of_x, None, None, None, of_bias, *(None,) * 7
+
+
+conv2d.register_autograd(_conv2d_backward, setup_context=_conv2d_context)
+
+
+@torch.library.custom_op("smask::embedding", mutates_args=())
+def embedding(
+    ids: Tensor, planes: Tensor, scale: Tensor, offset: Tensor | None, n_columns: int, signs: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Rows of weights: float32 by the formula, rounded to a dtype.
+
+    Raises:
+        ArgumentError: An id without a row; not checked on a GPU, where torch stops the program as for dense rows.
+    """
+    if ids.device.type == "cpu" and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < planes.shape[1]:
+        raise ArgumentError("ids", f"{int(ids.min())} to {int(ids.max())}", f"0 to {planes.shape[1] - 1}")
+    matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
+    return dense_rows(matrix, ids.reshape(-1)).to(dtype).view(*ids.shape, n_columns)
+
+
+@embedding.register_fake
+def _(ids, planes, scale, offset, n_columns, signs, dtype):  # type: ignore[no-untyped-def]
+    return planes.new_empty(*ids.shape, n_columns, dtype=dtype)
+
+
+def _geometry(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> Geometry:
+    return Geometry(tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), groups)

@@ -1,0 +1,200 @@
+"""Tiles: some rows of a packed matrix turned into numbers, in a buffer that is used again and again.
+
+Columns of a tile stand in *bit order*: all columns c with ``c & 7 == 0`` first, then those with 1, and so on, each in
+rising order. So bit k of the bytes of a row becomes a contiguous slab of K'/8 columns, K' being the padded number of
+columns, by one shift and one mask on 32-bit lanes of four columns. Activations are brought into the same order once a
+call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import compiler, philox
+from .packing import PackedMatrix, SignSource, packed_bits, row_bytes, sign_bits
+
+# Measured on 2 AVX-512 cores: smaller tiles pay for calls, larger ones leave the second-level caches.
+N_TILE_BYTES = 1 << 21
+ONES = 0x01010101
+
+
+class Tile(NamedTuple):
+    """Rows ``start`` to ``end`` as numbers [end - start, K'], columns in bit order."""
+
+    start: int
+    end: int
+    values: Tensor
+
+
+class _Step(NamedTuple):
+    """How one tile is filled: views and functions that are the same at every call."""
+
+    tile: Tile
+    fill: Callable[[], object]
+
+
+def tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES) -> Iterator[Tile]:
+    """All rows of a matrix as int8 levels, tile by tile; a tile is valid until the next one is asked for.
+
+    Args:
+        packed: The matrix.
+        compile: Whether to compile what fills a tile.
+        n_tile_bytes: Size of the buffer.
+
+    Yields:
+        Signed levels, without offset and scale.
+    """
+    for step in _plan(packed, compile, n_tile_bytes):
+        step.fill()
+        yield step.tile
+
+
+def level_tiles(
+    packed: PackedMatrix, dtype: torch.dtype, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES
+) -> Iterator[Tile]:
+    """As :func:`tiles`, but levels in a floating dtype, offsets included."""
+    for start, end, levels in tiles(packed, compile=compile, n_tile_bytes=n_tile_bytes // dtype.itemsize):
+        values = _buffer(levels.numel(), dtype, levels.device)[: levels.numel()].view(levels.shape)
+        (compiler.compiled(_convert, values, levels) if compile else _convert)(values, levels)
+        if packed.offset is not None:
+            offset = packed.offset if len(packed.offset) == 1 else packed.offset[start:end]
+            values.sub_(values.sign().mul_(offset.to(dtype)[:, None]))
+        yield Tile(start, end, values)
+
+
+def bit_order(x: Tensor, n_columns: int) -> Tensor:
+    """Columns [B, K] padded with zeros to K' and brought into bit order: [B, K'], contiguous."""
+    if x.shape[1] != n_columns:
+        x = F.pad(x, (0, n_columns - x.shape[1]))
+    return x.view(len(x), n_columns // 8, 8).transpose(1, 2).reshape(len(x), n_columns)
+
+
+def natural_order(x: Tensor, n_columns: int) -> Tensor:
+    """The inverse of :func:`bit_order`: [B, K'] to [B, K]."""
+    return x.view(len(x), 8, -1).transpose(1, 2).reshape(len(x), -1)[:, :n_columns]
+
+
+def _plan(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[_Step]:
+    """Steps for a matrix, kept as long as its planes: cutting views takes longer than filling a small tile."""
+    plans = _LOCAL.plans.setdefault(packed.planes, {})  # type: ignore[no-untyped-call]
+    key = (compile, n_tile_bytes, packed.n_columns, packed.signs, packed.planes.data_ptr())
+    if key not in plans:
+        plans.clear()
+        # Kept tensors must not be those of an inference mode, which nobody may write into later.
+        with torch.inference_mode(False), torch.no_grad():
+            plans[key] = _steps(packed, compile, n_tile_bytes)
+    return plans[key]  # type: ignore[no-any-return]
+
+
+def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[_Step]:
+    # Views of a detached alias: a view of the planes themselves would keep them alive, and with them this plan.
+    planes = packed.planes.detach().view(torch.int32)
+    n_columns = 8 * packed.planes.shape[2]
+    n_rows = max(1, min(packed.n_rows, n_tile_bytes // max(1, n_columns)))
+    n_rows -= n_rows % 16 if n_rows >= 16 else 0
+    buffer = _buffer(max(n_rows * n_columns, n_tile_bytes), torch.int8, planes.device)
+    steps = []
+    for start in range(0, packed.n_rows, n_rows):
+        end = min(start + n_rows, packed.n_rows)
+        levels = buffer[: (end - start) * n_columns].view(end - start, n_columns)
+        fill = _fill(levels, planes[:, start:end], _signs(packed, start, end, compile), compile)
+        steps.append(_Step(Tile(start, end, levels), fill))
+    return steps
+
+
+def _fill(levels: Tensor, planes: Tensor, signs: Callable[[], Tensor] | None, compile: bool) -> Callable[[], object]:
+    out = levels.view(torch.int32).view(len(levels), 8, -1)
+    if signs is None:
+        return partial(compiler.compiled(_held_levels, out, planes) if compile else _held_levels, out, planes)
+    work = compiler.compiled(_signed_levels, out, planes, planes[0]) if compile else _signed_levels
+    return lambda: work(out, planes, signs())
+
+
+def _signs(packed: PackedMatrix, start: int, end: int, compile: bool) -> Callable[[], Tensor] | None:
+    source, n_columns, device = packed.signs, packed.n_columns, packed.planes.device
+    if source is None:
+        return None
+    return lambda: sign_words(source, n_columns, slice(start, end), device, compile=compile)
+
+
+def sign_words(signs: SignSource, n_columns: int, rows: slice, device: torch.device, *, compile: bool) -> Tensor:
+    """Regenerated signs of rows as packed rows, int32 [R, K' / 32]; a set bit means -1."""
+    n_rows, n_words = rows.stop - rows.start, row_bytes(n_columns) // 4
+    if n_columns % 32 == 0:
+        first, n = rows.start * n_words, n_rows * n_words
+        if not compile or first % 4 or n % 4 or not philox.self_test(device):
+            words = philox.words(signs.seed, signs.stream, start=first, n_words=n, device=device)
+            return words.view(n_rows, n_words)
+        origin = torch.tensor([first >> 2, signs.seed & philox.MASK, signs.seed >> 32, signs.stream], device=device)
+        out = torch.empty((n >> 2, 4), dtype=torch.int32, device=device)
+        compiler.compiled(_words, origin, out)(origin, out)
+        return out.view(n_rows, n_words)
+    bits = sign_bits(signs, torch.arange(rows.start, rows.stop, device=device), n_columns)
+    return packed_bits(F.pad(bits, (0, 32 * n_words - n_columns))).view(torch.int32)
+
+
+def _held_levels(out: Tensor, planes: Tensor) -> None:
+    """Levels, four to a lane, from their bits: int32 [R, 8, W] from int32 [N, R, W]."""
+    _magnitudes(out, planes[1:])
+    # A byte of sign bit 1 is 2**8 - 2**P; what leaves the top byte of a lane is lost, as it should be.
+    sign = (planes[0, :, None] >> _positions(planes)).bitwise_and_(ONES)
+    out.add_(sign << 8).sub_(sign.bitwise_left_shift_(len(planes) - 1))
+
+
+def _signed_levels(out: Tensor, planes: Tensor, signs: Tensor) -> None:
+    """Levels from magnitudes and signs: the two's complement of a byte that is not zero carries into no other."""
+    _magnitudes(out, planes)
+    kept = planes[0]
+    for plane in planes[1:]:
+        kept = kept | plane
+    sign = ((signs & kept)[:, None] >> _positions(planes)).bitwise_and_(ONES)
+    out.bitwise_xor_((sign << 8).sub_(sign)).add_(sign)
+
+
+def _magnitudes(out: Tensor, planes: Tensor) -> None:
+    torch.bitwise_right_shift(planes[0, :, None], _positions(planes), out=out).bitwise_and_(ONES)
+    for plane in planes[1:]:
+        out.bitwise_left_shift_(1).bitwise_or_((plane[:, None] >> _positions(planes)).bitwise_and_(ONES))
+
+
+def _convert(out: Tensor, levels: Tensor) -> None:
+    out.copy_(levels)
+
+
+def _words(origin: Tensor, out: Tensor) -> None:
+    """Consecutive blocks of the generator, int32 [M, 4], from first block, low and high half of the seed, stream."""
+    index = torch.arange(len(out), device=out.device) + origin[0]
+    counter = (index & philox.MASK, index >> 32, torch.zeros_like(index) + origin[3], torch.zeros_like(index))
+    for lane, values in enumerate(philox.blocks(counter, (origin[1], origin[2]))):  # type: ignore[arg-type]
+        out[:, lane] = values
+
+
+def _positions(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=like.dtype, device=like.device)[None, :, None]
+
+
+class _Local(threading.local):
+    """What a thread keeps: a buffer for each dtype and device, since fresh memory costs more than filling it; plans."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.plans: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+_LOCAL = _Local()
+
+
+def _buffer(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    key = (dtype, device)
+    if key not in _LOCAL.buffers or len(_LOCAL.buffers[key]) < n:
+        with torch.inference_mode(False):
+            _LOCAL.buffers[key] = torch.empty(n, dtype=dtype, device=device)
+    return _LOCAL.buffers[key]

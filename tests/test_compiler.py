@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from smask import compiler
+
+
+def double(x: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(x * 2)
+
+
+def broken(x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("cannot be traced\nat all")
+
+
+def test_a_layout_is_compiled_once_and_announced() -> None:
+    said: list[tuple[str, float | None]] = []
+    x, out = torch.arange(48.0), torch.empty(48)
+    with compiler.listening(lambda name, seconds: said.append((name, seconds))):
+        made = compiler.compiled(double, x, out)
+        assert compiler.compiled(double, x + 1, torch.empty(48)) is made
+    made(x, out)
+    assert torch.equal(out, 2 * x)
+    assert [name for name, _ in said] == ["double 48 48"] * 2
+    assert said[0][1] is None
+    assert said[1][1] is not None
+    with compiler.listening(lambda name, seconds: said.append((name, seconds))):
+        other = compiler.compiled(double, x[::2], out[:24])
+    assert other is not made
+    assert len(said) == 4
+
+
+def test_whatever_breaks_leaves_the_plain_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_FAILED", {})
+    monkeypatch.setattr(compiler, "_MADE", {})
+    with pytest.warns(RuntimeWarning, match="without compiled kernels on cpu, several times slower: cannot be traced"):
+        assert compiler.compiled(broken, torch.ones(3)) is broken
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiler.compiled(double, torch.ones(3), torch.ones(3)) is double
+    assert not compiler.available()
+
+
+def test_available_here() -> None:
+    assert compiler.available() == compiler.available("cpu")
