@@ -33,6 +33,20 @@ def test_a_layout_is_compiled_once_and_announced() -> None:
     assert len(said) == 4
 
 
+def test_compiling_in_inference_mode_serves_both_modes_and_touches_nothing() -> None:
+    with torch.inference_mode():
+        x, out = torch.arange(40.0), torch.full((40,), 7.0)
+        made = compiler.compiled(double, x, out)
+        assert made is not double
+        assert torch.equal(out, torch.full((40,), 7.0))
+        made(x, out)
+        assert torch.equal(out, 2 * x)
+    x, out = torch.arange(40.0), torch.empty(40)
+    assert compiler.compiled(double, x, out) is made
+    made(x, out)
+    assert torch.equal(out, 2 * x)
+
+
 def test_whatever_breaks_leaves_the_plain_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "_FAILED", {})
     monkeypatch.setattr(compiler, "_MADE", {})

@@ -158,7 +158,10 @@ def test_input_gradient(dtype: torch.dtype, regenerate: bool) -> None:
 def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, offset = matrix((40, 64))[0], matrix((40, 64), planes=3, flips=True, offset=True)[0]
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    assert kernels.choose(torch.ones(1, 64), plain) == "integer"
+    assert kernels.choose(torch.ones(2, 64), plain) == "integer"
+    assert kernels.choose(torch.ones(1, 64), plain) == ("fused" if compiler.available() else "integer")
+    assert kernels.choose(torch.ones(1, 64), matrix((40, 64), planes=2)[0]) == "integer"
+    assert kernels.choose(torch.ones(1, 64), matrix((40, 64), regenerate=True)[0]) == "integer"
     assert kernels.choose(torch.ones(1, 64), offset) == "tiled"
     assert kernels.choose(torch.ones(1, 64, dtype=torch.float64), plain) == "reference"
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)

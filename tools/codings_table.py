@@ -24,10 +24,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from machine import facts
 from smask import bitcoding, codec
 from smask.bitcoding import Bits
 from smask.frames import compress
+from smask.measurement import facts
 from smask.recipe import recipe_of
 
 DENSITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from machine import facts, interleaved, ratio
+from smask.measurement import facts, interleaved, ratio
 from smask.reconstruction import CodedTensor, reconstruct
 
 

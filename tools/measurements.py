@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from machine import facts
+from smask.measurement import facts
 
 OUT = Path(__file__).parents[1] / "docs/measurements.json"
 README = Path(__file__).parents[1] / "README.md"

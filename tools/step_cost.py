@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from machine import facts, interleaved, ratio
 from smask import architectures, named_nets
+from smask.measurement import facts, interleaved, ratio
 from smask.search import steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS

@@ -105,7 +105,9 @@ def _inductor(function: Work, arguments: tuple[Tensor, ...]) -> Work:
     # What torch warns of inside its own compiler is no concern of our callers.
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = make_fx(function)(*arguments)
+        # Tracing runs the function, so not on what the caller holds; nor on tensors of an inference mode.
+        examples = [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device) for a in arguments]
+        graph = make_fx(function)(*examples)
         # ``freezing`` would fold the unpacking of constant weights into dense ones.
-        made = _inductor.compile(graph, list(arguments), options={"freezing": False})
+        made = _inductor.compile(graph, list(examples), options={"freezing": False})
     return made  # type: ignore[no-any-return]

@@ -8,9 +8,9 @@ eager      a tile of rows becomes levels in a buffer that is     only when force
            used again, then ``F.linear``; plain operations
 tiled      the same, tiles filled by compiled functions          CPUs without 8-bit dot products and GPUs at many rows
                                                                  of x; what the integer kernel refuses
-fused      bits to levels, multiply and sum in one compiled      few rows of x (CPU 2, GPU 8) where ``integer`` is not
-           loop; nothing is written but the result               to be had
-integer    a tile becomes 8-bit levels, x fixed-point digits;    CPUs with VNNI, at any number of rows of x
+fused      bits to levels, multiply and sum in one compiled      one row of x and two bits a weight; without VNNI few
+           loop; nothing is written but the result               rows (CPU 2, GPU 8) and any bits
+integer    a tile becomes 8-bit levels, x fixed-point digits;    CPUs with VNNI, all else
            ``torch._int_mm``, exact sums
 int8       as ``integer`` with a single digit                    only when forced: 8-bit activations
 ========== ===================================================== ======================================================
@@ -18,8 +18,9 @@ int8       as ``integer`` with a single digit                    only when force
 Why so: an 8-bit dot-product instruction multiplies four times as many numbers as one of float32, weights of a few bits
 are 8-bit integers without any loss, and an integer sum is exact, whatever the order, the tile or the number of threads.
 So two or three digits of x (:mod:`smask.fixedpoint`) at four times the speed beat float32 and bfloat16 at their
-precision. A single row is a product of a matrix and a vector, for which the digits are multiplied one after the other;
-up to :data:`N_VECTORS` such products take less time than one with the matrix kernel. Where there is no compiler,
+precision. A single digit of a single row is a product of a matrix and a vector; up to :data:`N_VECTORS` of those, one
+after the other, take less time than one product of matrices. A whole supermask times one row is fastest fused, since it
+writes no tile. Where there is no compiler,
 ``integer`` and ``tiled`` fill their tiles by plain operations, and ``fused`` is refused.
 """
 
@@ -96,10 +97,12 @@ def choose(x: Tensor, packed: PackedMatrix) -> str:
     """Name of the kernel that ``auto`` means for activations [B, K]."""
     if x.dtype == torch.float64:
         return "reference"
-    if torch.cpu._is_vnni_supported() and not KERNELS["integer"].refuses(x, packed):
-        return "integer"
-    few = len(x) <= N_FUSED_ROWS.get(x.device.type, 0) and not KERNELS["fused"].refuses(x, packed)
-    return "fused" if few else "tiled"
+    vnni = torch.cpu._is_vnni_supported() and not KERNELS["integer"].refuses(x, packed)
+    # Two bits a weight are quickly made; with more, or with more rows, 8-bit products are faster.
+    most = int(len(packed.planes) == 2) if vnni else N_FUSED_ROWS.get(x.device.type, 0)
+    if len(x) <= most and compiles(packed) and not KERNELS["fused"].refuses(x, packed):
+        return "fused"
+    return "integer" if vnni else "tiled"
 
 
 def compiles(packed: PackedMatrix) -> bool:
@@ -140,15 +143,20 @@ def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
 
 def _fused(columns: Tensor, planes: Tensor) -> Tensor:
     """float32 [B, R] from columns [B, 32, W], slab 4 k + b holding bit 8 b + k of the words, and int32 [N, R, W]."""
-    total = None
+    totals: list[Tensor | None] = [None, None]  # two sums, so that an addition need not wait for the one before
     for slab in range(32):
         position = 8 * (slab & 3) + (slab >> 2)
-        level = 0 - ((planes[0] >> position) & 1)
-        for plane in planes[1:]:
-            level = (level << 1) | ((plane >> position) & 1)
+        sign = planes[0] << 31 - position >> 31
+        if len(planes) == 2:
+            level = sign | (planes[1] >> position & 1)
+        else:
+            level = sign
+            for plane in planes[1:]:
+                level = (level << 1) | (plane >> position & 1)
         term = level.to(torch.float32)[None] * columns[:, slab, None, :]
-        total = term if total is None else total + term
-    return total.sum(-1)  # type: ignore[union-attr]
+        total = totals[slab & 1]
+        totals[slab & 1] = term if total is None else total + term
+    return (totals[0] + totals[1]).sum(-1)  # type: ignore[operator]
 
 
 def integer(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, n_digits: int | None = None) -> Tensor:

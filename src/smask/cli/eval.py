@@ -12,6 +12,7 @@ EPILOG = """\
 examples:
   smask eval digits.smask --data digits
   smask eval mnist.smask --data mnist/ --json
+  smask eval mnist.smask --data mnist/ --packed
 """
 
 
@@ -25,6 +26,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data", default="digits", metavar="D", help="digits, a folder of idx files, an .npz (default %(default)s)"
     )
+    parser.add_argument(
+        "--packed", action="store_true", help="run on packed bits instead of dense weights (smask.load(packed=True))"
+    )
     parser.set_defaults(run=run)
 
 
@@ -35,12 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
     from ..search.data import load_dataset
 
     device = screen.device_of(arguments)
-    model = codec.load(arguments.file, device=device, limits=screen.limits_of(arguments))
-    scored = score(model, load_dataset(arguments.data), device=device)
+    packed, limits = arguments.packed, screen.limits_of(arguments)
+    model = codec.load(arguments.file, device=device, packed=packed, limits=limits)
+    with screen.compiling():
+        scored = score(model, load_dataset(arguments.data), device=device)
     rows = [
         ("accuracy", f"{scored.accuracy:.2%} of {screen.n(scored.n_inputs)} test inputs"),
         ("loss", f"{scored.loss:.4f} nats"),
     ]
-    fields = {"file": arguments.file, "data": arguments.data, "device": str(device), **asdict(scored)}
+    fields = {"file": arguments.file, "data": arguments.data, "device": str(device), "packed": packed, **asdict(scored)}
     screen.result(fields, rows, as_json=arguments.json)
     return 0

@@ -21,6 +21,7 @@ examples:
   smask inspect mnist.smask
   smask verify mnist.smask
   smask decode mnist.smask -o mnist.safetensors
+  smask bench --batch 1,16
 
 exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 over a limit, 6 architecture or device,
 130 interrupted
@@ -29,7 +30,7 @@ exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 ov
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import decode, encode, eval, inspect, verify
+    from . import bench, decode, encode, eval, inspect, verify
 
     root = argparse.ArgumentParser(
         prog="smask",
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"smask {_version()}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, eval, decode, inspect, verify):
+    for command in (encode, eval, decode, inspect, verify, bench):
         command.add(commands)
     return root
 

@@ -104,6 +104,51 @@ def search_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
         yield line
 
 
+@contextmanager
+def stages(total: int) -> Iterator[Callable[[str, int], None]]:
+    """Progress of work in stages, told what is being done and how many stages are finished."""
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        columns = (
+            BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+        )  # fmt: skip
+        with Bar(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda text, done: bar.update(task, description=safe(text), completed=done)
+    else:
+        started = last = time.monotonic()
+
+        def line(text: str, done: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= N_QUIET_SECONDS:
+                last = now
+                left = f", {(now - started) * (total - done) / done:.0f} s left" if done else ""
+                say(f"{done}/{total}{left}, {text}")
+
+        yield line
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Says when a function is compiled, which takes seconds at its first call, and what it took in all."""
+    from .. import compiler
+
+    spent: list[float] = []
+
+    def listen(name: str, seconds: float | None) -> None:
+        if seconds is not None:
+            spent.append(seconds)
+        elif not spent:
+            say("compiling kernels for the first call (kept on disk for the next process) ...")
+
+    with compiler.listening(listen):
+        yield
+    if spent:
+        say(f"compiled {len(spent)} functions in {sum(spent):.1f} s")
+
+
 def _state(at: Progress) -> str:
     return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f} density {at.density:.4f}"
 
@@ -116,9 +161,14 @@ def add_reading(parser: argparse.ArgumentParser, *, device: bool) -> None:
     )
     parser.add_argument("--json", action="store_true", help="result as one JSON object")
     if device:
-        parser.add_argument(
-            "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)"
-        )
+        add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option that says where."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)"
+    )
 
 
 def limits_of(arguments: argparse.Namespace) -> Any:

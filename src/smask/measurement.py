@@ -1,7 +1,10 @@
-"""Facts of the machine that a figure was measured on, and the timing that all tools share."""
+"""Facts of the machine that a figure was measured on, timing in turns, and peaks of memory."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -16,9 +19,11 @@ import zstandard
 
 
 def facts() -> dict[str, Any]:
+    """Processor, cores, threads, versions: whatever a figure depends on."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "vnni": torch.cpu._is_vnni_supported(),
         "torch_threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -71,3 +76,33 @@ def ratio(seconds: dict[str, list[float]], one: str, other: str) -> dict[str, fl
     """Median and spread of one / other, round by round."""
     ratios = sorted(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
     return {"median": round(statistics.median(ratios), 3), "min": round(ratios[0], 3), "max": round(ratios[-1], 3)}
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
+    """Most memory that a call holds beyond what was held before it; None where the system does not tell.
+
+    On a CPU it is what the process has resident, so that memory kept from earlier calls does not count; what the C
+    library kept is given back first.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+        before = _resident("VmRSS")
+        work()
+        return _resident("VmHWM") - before
+    except OSError:
+        return None
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
