@@ -68,7 +68,7 @@ def mutated_fields(fields: object, chance: random.Random) -> object:
     return chance.choice(ODD)
 
 
-@pytest.fixture(params=["example", "mlp", "planes", "plain"])
+@pytest.fixture(params=["example", "mlp", "planes", "plain", "values"])
 def file(request: pytest.FixtureRequest, vectors: Path) -> bytes:
     return (vectors / f"accept/{request.param}.smask").read_bytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 
 from . import architectures, bitcoding, container, floats, integrity, manifest, philox, planes
 from .container import Limits
+from .draft import Draft
 from .dtypes import N_BYTES_OF_DTYPE
 from .errors import ArchitectureError, ArgumentError, DeviceError
 from .integrity import NAME_OF_DTYPE
 from .manifest import Opened
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import CodedTensor, parameter_problem, reconstruct
-from .records import Blob, Manifest, bit_sections
-from .stored_tensors import coded_record, coded_tensor, plain_record, plain_tensor, stored_tensor
+from .records import Manifest, bit_sections
+from .stored_tensors import coded_record, coded_tensor, plain_tensor, stored_tensor, values_tensor
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
 DEFAULT_LIMITS = Limits()
@@ -62,32 +64,20 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     missing = sorted(set(recipe.coded) - set(state))
     if missing:
         raise ArgumentError("state", f"no tensor {missing[0]!r}", "every tensor of the recipe")
-    records, parameters, sections = [], [], {}
-    for index, (name, tensor) in enumerate(state.items()):
+    draft = Draft(io.BytesIO())
+    for name, tensor in state.items():
         coded = recipe.coded.get(name)
         if coded is None:
-            record, stored = plain_record(name, tensor)
-            parameters.append(stored)
-        else:
-            _check_coded(name, tensor, coded, recipe.seed)
-            record, stored_parameters = coded_record(name, coded)
-            parameters += stored_parameters
-            flip = None if coded.flip is None else coded.flip.numpy()
-            for plane, kind, bits in planes.sections([p.numpy() for p in coded.planes], flip, coded.n_weights):
-                sections[index, plane, kind] = bits
-        records.append(record)
-    in_order = floats.byte_planes(parameters)
-    in_order += [sections[section] for section in bit_sections(tuple(records))]
-    coded_blobs = [bitcoding.encode(bits) for bits in in_order]
-    described = Manifest(
-        tensors=tuple(records),
-        blobs=tuple(Blob(coding, len(blob)) for coding, blob in coded_blobs),
-        digest=integrity.digest(state),
-        arch=dict(recipe.arch),
-        seed=recipe.seed if recipe.coded else None,
-        meta=dict(recipe.meta),
-    )
-    return container.pack(manifest.emit(described), [blob for _, blob in coded_blobs])
+            draft.add(name, tensor)
+            continue
+        _check_coded(name, tensor, coded, recipe.seed)
+        record, parameters = coded_record(name, coded)
+        flip = None if coded.flip is None else coded.flip.numpy()
+        sections = planes.sections([plane.numpy() for plane in coded.planes], flip, coded.n_weights)
+        draft.append(tensor, record, parameters=parameters, sections=sections)
+    out = io.BytesIO()
+    draft.write(out, arch=recipe.arch, seed=recipe.seed, meta=recipe.meta)
+    return out.getvalue()
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = True) -> int:
@@ -225,11 +215,16 @@ def _decode(opened: Opened, device: torch.device) -> tuple[dict[str, Tensor], di
         where = f"{kind} of plane {plane} of {records[index].name!r}"
         assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
     seed = opened.manifest.seed or 0
-    tensors, coded_tensors = {}, {}
+    tensors: dict[str, Tensor] = {}
+    coded_tensors = {}
     for index, record in enumerate(records):
         stored = [stored_tensor(next(values), dtype) for _, dtype in record.parameters()]
-        if record.planes is None:
-            tensors[record.name] = plain_tensor(record, stored[0]).reshape(record.shape).to(device)
+        if record.same is not None:
+            tensors[record.name] = tensors[record.same].clone()
+            continue
+        if not record.seeded:
+            tensor = values_tensor(record, assemblies.pop(index)) if record.planes else plain_tensor(record, stored[0])
+            tensors[record.name] = tensor.reshape(record.shape).to(device)
             continue
         coded = coded_tensor(record, stored, assemblies[index])
         tensors[record.name] = reconstruct(coded, seed, device=device)
