@@ -10,14 +10,17 @@ from .errors import SmaskError
 
 if TYPE_CHECKING:
     from .codec import decode, encode, load, save, verify
+    from .conversion.lossless import convert_checkpoint
     from .inspection import inspect
     from .search.loop import find_masks
 
 __version__ = "0.1.0"
-__all__ = ["Limits", "SmaskError", "decode", "encode", "find_masks", "inspect", "load", "save", "verify"]
+__all__ = [
+    "Limits", "SmaskError", "convert_checkpoint", "decode", "encode", "find_masks", "inspect", "load", "save", "verify",
+]  # fmt: skip
 # Imported on first use, so that an inspector starts without torch.
 _HOMES = dict.fromkeys(("decode", "encode", "load", "save", "verify"), "codec")
-_HOMES |= {"inspect": "inspection", "find_masks": "search.loop"}
+_HOMES |= {"convert_checkpoint": "conversion.lossless", "inspect": "inspection", "find_masks": "search.loop"}
 
 
 def __getattr__(name: str) -> Any:

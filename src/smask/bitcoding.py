@@ -33,10 +33,10 @@ ESCAPE = 255
 DENSEST_GAPS = 0.25
 # Below this density gaps have many escapes; at 0.002 the fast coder is 3 % behind the slow one on i.i.d. bits.
 SPARSEST_FAST = 0.006
-# Up to this many bytes the slow levels of zstd are worth their time; on byte planes, where most of it is mantissas
-# that nothing compresses, up to fewer.
+# Up to this many bytes the slow levels of zstd are worth their time; up to fewer on byte planes, most of which are
+# mantissas that nothing compresses: there the fast way costs 0.1 % of ResNet-20 and takes a tenth of the time.
 N_SMALL = 1 << 20
-N_SMALL_BYTEWISE = 1 << 16
+N_SMALL_BYTEWISE = 1 << 12
 # A larger byte plane is tried at the slow level if matches, which the level 3 looks for, take off this part of it.
 WORTHWHILE_MATCHES = 0.02
 # Bits of one working buffer: booleans of this many bits stay in the second-level cache.

@@ -152,7 +152,11 @@ def load(
         model = architectures.build(arch, device="meta")
     _check_fit(model, opened.manifest)
     tensors, coded, seed = _decode(opened, target)
+    tied = _tied_parameters(model)
     model.load_state_dict(tensors, strict=True, assign=True)
+    for first, *others in tied:
+        for owner, _, attribute in (name.rpartition(".") for name in others):
+            setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
     model.to(target)
     attach(model, Recipe(seed, coded, arch, opened.manifest.meta))
     return model.eval()
@@ -243,6 +247,14 @@ def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> No
         )
     if not torch.equal(integrity.raw_bytes(again), integrity.raw_bytes(tensor)):
         raise ArgumentError(name, "weights that were changed", "the weights that its mask gives; find masks again")
+
+
+def _tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Names of parameters that are one object; assigned tensors would make them several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def _check_fit(model: nn.Module, described: Manifest) -> None:

@@ -54,7 +54,7 @@ class Draft:
             self.append(tensor, Record(name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first))
             return
         record, sections = values_record(name, tensor)
-        self.append(tensor, record, sections=[(0, kind, bits) for kind, bits in sections])
+        self.append(tensor, record, sections=((0, kind, bits) for kind, bits in sections))
 
     def append(
         self,

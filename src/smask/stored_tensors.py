@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from .errors import FormatError
 from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
 from .reconstruction import CodedTensor, parameter_problem
 from .records import Record, Scale
+
+# Elements that are tried at a time.
+N_PIECE = 1 << 20
 
 
 def plain_tensor(record: Record, stored: Tensor) -> Tensor:
@@ -51,18 +56,22 @@ def plain_record(name: str, tensor: Tensor) -> tuple[Record, np.ndarray]:
     return record, _bytes(stored)
 
 
-def values_record(name: str, tensor: Tensor) -> tuple[Record, list[tuple[str, Bits]]]:
-    """Record of a tensor over the base ``values``, and the kinds and bits of its sections."""
+def values_record(name: str, tensor: Tensor) -> tuple[Record, Iterator[tuple[str, Bits]]]:
+    """Record of a tensor over the base ``values``, and the kinds and bits of its sections, made one at a time."""
     stored = smallest_exact(tensor.detach().cpu())
     record = Record(name, tuple(tensor.shape), _dtype(tensor), _dtype(stored), planes=1, base="values")
-    values = _bytes(stored)
+    return record, _value_sections(_bytes(stored))
+
+
+def _value_sections(values: np.ndarray) -> Iterator[tuple[str, Bits]]:
     kept = _words(values) != 0
+    yield "significance", Bits(np.packbits(kept, bitorder="little"), len(kept))
     if not kept.all():
-        values = values[kept]
-    sections = [("significance", Bits(np.packbits(kept, bitorder="little"), len(kept)))]
+        # One index less: with a mask over rows numpy makes an integer of eight bytes for each.
+        values = _words(values)[kept].view(np.uint8).reshape(-1, values.shape[1])
+    del kept
     for byte in reversed(range(values.shape[1])):
-        sections.append((f"byte {byte}", Bits(np.ascontiguousarray(values[:, byte]), 8 * len(values))))
-    return record, sections
+        yield f"byte {byte}", Bits(np.ascontiguousarray(values[:, byte]), 8 * len(values))
 
 
 def values_tensor(record: Record, assembly: planes.Assembly) -> Tensor:
@@ -109,12 +118,14 @@ def smallest_exact(tensor: Tensor) -> Tensor:
         torch.int64: (torch.uint8, torch.int16, torch.int32),
         torch.int32: (torch.uint8, torch.int16),
     }
-    if tensor.is_floating_point() and bool(tensor.isnan().any()):
+    # In pieces: most tensors fail in their first, and none costs memory of its size.
+    pieces = torch.split(tensor.flatten(), N_PIECE)
+    if tensor.is_floating_point() and any(bool(piece.isnan().any()) for piece in pieces):
         return tensor
     for dtype in candidates.get(tensor.dtype, ()):
-        narrow = tensor.to(dtype)
-        if torch.equal(integrity.raw_bytes(narrow.to(tensor.dtype)), integrity.raw_bytes(tensor)):
-            return narrow
+        back = (piece.to(dtype).to(tensor.dtype) for piece in pieces)
+        if all(map(torch.equal, map(integrity.raw_bytes, back), map(integrity.raw_bytes, pieces))):
+            return tensor.to(dtype)
     return tensor
 
 

@@ -17,6 +17,7 @@ EPILOG = """\
 examples:
   smask encode                                   a first file, digits.smask, from bundled data
   smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
+  smask convert model.safetensors -o model.smask --lossless
   smask eval mnist.smask --data mnist/
   smask inspect mnist.smask
   smask verify mnist.smask
@@ -29,7 +30,7 @@ exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 ov
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import decode, encode, eval, inspect, verify
+    from . import convert, decode, encode, eval, inspect, verify
 
     root = argparse.ArgumentParser(
         prog="smask",
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"smask {_version()}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, eval, decode, inspect, verify):
+    for command in (encode, convert, eval, decode, inspect, verify):
         command.add(commands)
     return root
 
