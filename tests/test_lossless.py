@@ -91,6 +91,17 @@ def test_odd_floats(tmp_path: Path) -> None:
     comes_back({"odd": odd, "turned": odd.view(60, 50).T}, tmp_path / "m.smask")
 
 
+def test_a_bool_that_is_neither_is_refused(tmp_path: Path) -> None:
+    save_file({"flags": torch.tensor([True, False])}, tmp_path / "m.safetensors")
+    data = bytearray((tmp_path / "m.safetensors").read_bytes())
+    data[-2] = 2
+    (tmp_path / "m.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        convert_checkpoint(tmp_path / "m.safetensors", tmp_path / "m.smask")
+    assert caught.value.tensor == "flags"
+    assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.02])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pruned_checkpoints_shrink(tmp_path: Path, density: float, dtype: torch.dtype) -> None:
@@ -254,7 +265,7 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = {f"module.{name}": tensor for name, tensor in pruned(net(), 0.1).items()}
-    torch.save({"state_dict": state, "epoch": 1, "note": "x"}, tmp_path / "m.pt")
+    torch.save({"state_dict": state, "epoch": 1, "note\x1b[2J": "x"}, tmp_path / "m.pt")
     arguments = ["convert", str(tmp_path / "m.pt"), "-o", str(tmp_path / "m.smask"), "--lossless"]
     assert main([*arguments, "--meta", "author=me"]) == 0
     out, err = capsys.readouterr()
@@ -262,7 +273,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out
     assert "state_dict" in err
     assert "module." in err
-    assert "epoch, note" in err
+    assert "epoch, note\\x1b[2J" in err
+    assert "\x1b" not in err
     assert main(arguments) == 2
     assert "--force" in capsys.readouterr().err
     assert main([*arguments, "--force", "--json", "-q"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import screen
@@ -55,19 +56,29 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.source, arguments.output, lossless=arguments.lossless, key=arguments.key, meta=meta,
             overwrite=arguments.force, progress=progress,
         )  # fmt: skip
-    if report.key:
-        screen.say(f"tensors found under {' / '.join(report.key)}", quiet=arguments.quiet)
-    if report.prefix:
-        screen.say(f"all names begin with {report.prefix}; they are kept so", quiet=arguments.quiet)
-    if report.ignored:
-        n_more = len(report.ignored) - 6
-        shown = ", ".join(report.ignored[:6]) + (f" and {n_more} more" if n_more > 0 else "")
-        screen.say(f"not tensors of the model, left out: {shown}", quiet=arguments.quiet)
+    for line in _notes(report):
+        screen.say(screen.printable(line), quiet=arguments.quiet)
     if arguments.json:
         screen.result(report.as_dict(), [], as_json=True)
     else:
         _show(report)
     return 0
+
+
+def _notes(report: ConversionReport) -> Iterator[str]:
+    from ..container import Limits
+
+    if report.key:
+        yield f"tensors found under {' / '.join(report.key)}"
+    if report.prefix:
+        yield f"all names begin with {report.prefix}; they are kept so"
+    if report.ignored:
+        n_more = len(report.ignored) - 6
+        shown = ", ".join(report.ignored[:6]) + (f" and {n_more} more" if n_more > 0 else "")
+        yield f"not tensors of the model, left out: {shown}"
+    n_elements = sum(tensor.n_weights for tensor in report.tensors)
+    if n_elements > Limits().max_weights:
+        yield f"commands that read the file need --max-weights {n_elements}"
 
 
 def _show(report: ConversionReport) -> None:

@@ -200,8 +200,8 @@ def _entries(source: object, tensors: Mapping[str, Tensor]) -> tuple[Entry, ...]
     first: dict[tuple[object, ...], str] = {}
     entries = []
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_meta:
-            what = "no values (device meta)" if tensor.is_meta else f"layout {tensor.layout}"
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+            what = "no values (device meta)" if tensor.is_meta else f"layout {tensor.layout}, not dense"
             raise CheckpointError(str(source), what, name, "save it as a dense tensor: tensor.to_dense()")
         alias = None
         if tensor.numel():

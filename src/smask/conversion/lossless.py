@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import zstandard
 
 from .. import container, integrity
 from ..draft import Draft
 from ..dtypes import N_BYTES_OF_DTYPE
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError
 from ..recipe import EXTERNAL
 from ..records import Blob, Manifest, Record, bit_sections, n_byte_planes
 from .checkpoints import Checkpoint, Entry, Source, open_checkpoint
@@ -134,6 +135,9 @@ def convert_checkpoint(
         draft, n_done = Draft(spool), 0
         for entry in checkpoint.entries:
             tensor = checkpoint.read(entry.name).cpu()
+            if tensor.dtype == torch.bool and bool((integrity.raw_bytes(tensor) > 1).any()):
+                reason = "a BOOL whose byte is neither 0 nor 1"
+                raise CheckpointError(checkpoint.source, reason, entry.name, "save it as tensor.view(torch.uint8) != 0")
             draft.add(entry.name, tensor)
             if entry.name not in aliases:
                 rival.take(integrity.raw_bytes(tensor).numpy().data)

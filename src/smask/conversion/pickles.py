@@ -79,7 +79,8 @@ def _loaded(path: Path, head: bytes) -> object:
         if unknown:
             reason = f"not a pickle of tensors alone ({unknown[1]})"
             raise CheckpointError(str(path), reason, advice=SAVE_TENSORS) from None
-        reason = f"not a whole file of torch.save ({type(error).__name__}), it begins with {head!r}"
+        said = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:120]
+        reason = f"not a whole file of torch.save ({said}), it begins with {head!r}"
         raise CheckpointError(str(path), reason, advice="fetch or save it again, or save it as safetensors") from None
 
 
