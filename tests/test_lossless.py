@@ -224,6 +224,9 @@ def test_the_output_is_untouched_by_what_fails(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError) as itself:
         convert_checkpoint(tmp_path / "m.pt", tmp_path / "m.pt", overwrite=True)
     assert itself.value.want == "another file than the source"
+    (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": {"a": "m.pt"}}))
+    with pytest.raises(ArgumentError):
+        convert_checkpoint(tmp_path / "m.index.json", tmp_path / "m.pt", overwrite=True)
     assert torch.equal(torch.load(tmp_path / "m.pt")["a"], good["a"])
 
 

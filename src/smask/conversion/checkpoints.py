@@ -64,6 +64,7 @@ class Checkpoint:
         metadata: Text that safetensors files carry.
         key: Where in a nested checkpoint the tensors were found, from the outside in.
         ignored: What else the checkpoint holds, such as the state of an optimizer.
+        files: What is read.
     """
 
     source: str
@@ -72,6 +73,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     key: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
     def prefix(self) -> str:
@@ -143,7 +145,7 @@ def _open_safetensors(path: Path) -> Checkpoint:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(str(path), str(error), name, FETCH_AGAIN) from None
 
-    return Checkpoint(str(path), tuple(entries), read, metadata)
+    return Checkpoint(str(path), tuple(entries), read, metadata, files=(path,))
 
 
 def _open_index(path: Path) -> Checkpoint:
@@ -165,8 +167,9 @@ def _open_index(path: Path) -> Checkpoint:
     ignored = [e.name for shard in shards.values() for e in shard.entries if e.name not in weight_map]
     metadata = next(iter(shards.values())).metadata if shards else {}
     return Checkpoint(
-        str(path), tuple(entries), lambda name: shards[weight_map[name]].read(name), metadata, ignored=tuple(ignored)
-    )
+        str(path), tuple(entries), lambda name: shards[weight_map[name]].read(name), metadata, ignored=tuple(ignored),
+        files=(path, *(file for shard in shards.values() for file in shard.files)),
+    )  # fmt: skip
 
 
 def _open_shard(index: Path, name: str, shard: str) -> Checkpoint:
@@ -184,9 +187,8 @@ def _open_shard(index: Path, name: str, shard: str) -> Checkpoint:
 
 def _open_pickle(path: Path, key: str | None) -> Checkpoint:
     archive = pickles.Archive(path, key)
-    return Checkpoint(
-        str(path), _entries(path, archive.tensors), archive.read, key=archive.key, ignored=archive.ignored
-    )
+    entries = _entries(path, archive.tensors)
+    return Checkpoint(str(path), entries, archive.read, key=archive.key, ignored=archive.ignored, files=(path,))
 
 
 def _from_tensors(source: str, mapping: Mapping[str, object], key: str | None) -> Checkpoint:

@@ -124,7 +124,7 @@ def convert_checkpoint(
     container.check_output(path, overwrite=overwrite)
     started = time.perf_counter()
     checkpoint = open_checkpoint(source, key=key)
-    if path.exists() and Path(checkpoint.source).exists() and path.samefile(checkpoint.source):
+    if path.exists() and any(path.samefile(file) for file in checkpoint.files):
         raise ArgumentError("output", str(path), "another file than the source")
     raw = {entry.name: _raw_bytes(entry) for entry in checkpoint.entries}
     aliases = {entry.name: entry.alias_of for entry in checkpoint.entries if entry.alias_of}
@@ -148,6 +148,7 @@ def convert_checkpoint(
         with beside.open("xb") as file:
             described = draft.write(file, arch=EXTERNAL, seed=0, meta={**checkpoint.metadata, **(meta or {})})
         n_bytes = beside.stat().st_size
+    zstd_bytes = rival.finish()
     n_weights = sum(record.n_weights for record in described.tensors if record.name not in aliases)
     return ConversionReport(
         source=checkpoint.source,
@@ -159,7 +160,7 @@ def convert_checkpoint(
         n_weights=n_weights,
         raw_bytes=n_raw,
         n_bytes=n_bytes,
-        zstd_bytes=rival.finish(),
+        zstd_bytes=zstd_bytes,
         zstd_level=level,
         bits_per_weight=_bits_per_weight(n_bytes, n_weights),
         seconds=round(time.perf_counter() - started - rival.seconds, 3),
@@ -177,12 +178,16 @@ class _Rival:
         self.seconds = 0.0
 
     def take(self, data: memoryview) -> None:
-        started = time.perf_counter()
-        self._n_bytes += len(self._stream.compress(data))
-        self.seconds += time.perf_counter() - started
+        self._count(lambda: self._stream.compress(data))
 
     def finish(self) -> int:
-        return self._n_bytes + len(self._stream.flush())
+        self._count(self._stream.flush)
+        return self._n_bytes
+
+    def _count(self, work: Callable[[], bytes]) -> None:
+        started = time.perf_counter()
+        self._n_bytes += len(work())
+        self.seconds += time.perf_counter() - started
 
 
 def _raw_bytes(entry: Entry) -> int:
