@@ -182,7 +182,7 @@ def check_limits(tensors: list[Record]) -> None:
 
 def check_record(r: Record, earlier: dict[str, Record]) -> None:
     dtypes = [dtype for dtype, _ in r.parameters]
-    known([r.dtype, r.stored or r.dtype, *dtypes], WIDTH, "dtype")
+    known([r.dtype, r.dtype if r.stored is None else r.stored, *dtypes], WIDTH, "dtype")
     if r.same:
         target = earlier.get(r.same)
         need(r.given <= PLAIN - {"stored"} | {"same"}, "M-14", f"{sorted(r.given)} with `same`")

@@ -164,6 +164,7 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "coded-integers": (set_record(dtype="I32"), "FormatError", "M-07"),
         "coded-scalar": (set_record(shape=[]), "FormatError", "M-07"),
         "coded-scalar-by-channel": (set_record(shape=[], scale=["channel", "F32"]), "FormatError", "M-07"),
+        "null": (set_record(offset=None), "FormatError", "M-03"),
         "no-seed": (lambda fields: fields.pop("seed"), "FormatError", "M-08"),
         "seed-too-large": (lambda fields: fields.update(seed=2**64), "FormatError", "M-08"),
         "blob-missing": (lambda fields: fields["blobs"].pop(), "FormatError", "M-09"),

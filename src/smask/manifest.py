@@ -82,6 +82,11 @@ def parse(text: bytes, *, limits: Limits) -> Manifest:
         unknown = sorted(set(record) - set(Record.__struct_fields__))
         if unknown:
             raise UnsupportedError(f"manifest field tensors[{index}]", unknown[0], Record.__struct_fields__)
+    for members in (fields, *_objects(fields.get("tensors"))):
+        # msgspec would take a null for a field that is absent.
+        if None in members.values():
+            name = next(name for name, value in members.items() if value is None)
+            raise FormatError("M-03", f"manifest {name}", "null", "the type of the field table")
     try:
         manifest = msgspec.convert(fields | {"extensions": extensions}, Manifest, strict=True)
     except msgspec.ValidationError as error:
