@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -261,3 +262,10 @@ def test_real_checkpoints(real_data: Path) -> None:
     assert (checkpoint.key, checkpoint.prefix, checkpoint.ignored) == (("state_dict",), "module.", ("best_prec1",))
     assert len(checkpoint.entries) == 97
     assert open_checkpoint(real_data / "checkpoints/lenet_mnist_model.pth").key == ()
+
+
+def test_numpy_scalars_beside_the_tensors(tmp_path: Path) -> None:
+    extra = {"best_acc": np.float64(0.9), "epoch": np.int64(3), "loss": np.float32(0.1), "done": np.bool_(True)}
+    torch.save({"state_dict": tensors(), **extra}, tmp_path / "m.pt")
+    agrees(tmp_path / "m.pt", tensors())
+    assert set(open_checkpoint(tmp_path / "m.pt").ignored) == set(extra)

@@ -16,7 +16,7 @@ import smask
 from conftest import ROOT
 from smask import architectures, named_nets
 from smask.cli.main import main
-from smask.conversion.lossless import convert_checkpoint
+from smask.conversion.converter import convert_checkpoint
 from smask.errors import ArgumentError, CheckpointError, OutputError
 from smask.integrity import DTYPE_OF_NAME, raw_bytes
 from test_stored_tensors import any_bits, exactly

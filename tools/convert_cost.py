@@ -36,7 +36,7 @@ save_file(state, path) if path.endswith(".safetensors") else torch.save(state, p
 RUN = """
 import json, resource, sys, time
 import smask, torch, zstandard, safetensors.torch
-from smask.conversion.lossless import convert_checkpoint
+from smask.conversion.converter import convert_checkpoint
 what, source, out = sys.argv[1:]
 started, report = time.perf_counter(), {}
 if what == "convert":

@@ -10,7 +10,7 @@ from .errors import SmaskError
 
 if TYPE_CHECKING:
     from .codec import decode, encode, load, save, verify
-    from .conversion.lossless import convert_checkpoint
+    from .conversion.converter import convert_checkpoint
     from .inspection import inspect
     from .search.loop import find_masks
 
@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 # Imported on first use, so that an inspector starts without torch.
 _HOMES = dict.fromkeys(("decode", "encode", "load", "save", "verify"), "codec")
-_HOMES |= {"convert_checkpoint": "conversion.lossless", "inspect": "inspection", "find_masks": "search.loop"}
+_HOMES |= {"convert_checkpoint": "conversion.converter", "inspect": "inspection", "find_masks": "search.loop"}
 
 
 def __getattr__(name: str) -> Any:

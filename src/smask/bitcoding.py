@@ -37,6 +37,8 @@ SPARSEST_FAST = 0.006
 # mantissas that nothing compresses: there the fast way costs 0.1 % of ResNet-20 and takes a tenth of the time.
 N_SMALL = 1 << 20
 N_SMALL_BYTEWISE = 1 << 12
+# The like for the planes of a lossy conversion, which is made several times over.
+N_SMALL_QUICK = 1 << 13
 # A larger byte plane is tried at the slow level if matches, which the level 3 looks for, take off this part of it.
 WORTHWHILE_MATCHES = 0.02
 # Bits of one working buffer: booleans of this many bits stay in the second-level cache.
@@ -161,7 +163,7 @@ def bits_from_gaps_fast(gaps: bytes, n_bits: int, *, where: str) -> Bits:
     return Bits(packed, n_bits)
 
 
-def encode(bits: Bits, *, bytewise: bool = False) -> tuple[str, bytes]:
+def encode(bits: Bits, *, bytewise: bool = False, thorough: bool = True) -> tuple[str, bytes]:
     """Codes a section in the smallest of the codings.
 
     Ties go to the earlier coding of :data:`smask.records.CODINGS`. The choice depends on the bits alone.
@@ -169,6 +171,7 @@ def encode(bits: Bits, *, bytewise: bool = False) -> tuple[str, bytes]:
     Args:
         bits: Any number of bits.
         bytewise: Whether the section is a byte plane; its bits then say little of what its bytes compress to.
+        thorough: Whether sections above :data:`N_SMALL_QUICK` bytes are tried at slow levels too.
 
     Returns:
         Coding id and blob.
@@ -177,7 +180,7 @@ def encode(bits: Bits, *, bytewise: bool = False) -> tuple[str, bytes]:
     if bytewise and len(raw) > N_SMALL_BYTEWISE:
         return _encode_large_byte_plane(raw)
     density = bits.n_ones / bits.n_bits if bits.n_bits else 0.0
-    small = len(raw) <= N_SMALL
+    small = len(raw) <= (N_SMALL if thorough else N_SMALL_QUICK)
     candidates = [("raw", raw)]
     if small or entropy_bytes(bits.n_ones, bits.n_bits) < 0.999 * len(raw):
         candidates += [("zstd", frames.compress(raw, level=level)) for level in ((None, 19) if small else (None,))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -26,10 +27,12 @@ class Draft:
 
     Args:
         spool: Takes the coded sections, in the order in which they come; read again when the file is written.
+        thorough: Whether sections of some size get the slow levels of zstd, which take a hundred times as long.
     """
 
-    def __init__(self, spool: BinaryIO) -> None:
+    def __init__(self, spool: BinaryIO, *, thorough: bool = True) -> None:
         self.records: list[Record] = []
+        self._thorough = thorough
         self._spool = spool
         self._parameters: list[np.ndarray] = []
         self._blobs: dict[tuple[int, int, str], tuple[Blob, int]] = {}
@@ -73,7 +76,7 @@ class Draft:
             sections: Its (plane, kind, bits).
         """
         for plane, kind, bits in sections:
-            coding, blob = bitcoding.encode(bits, bytewise=kind.startswith("byte"))
+            coding, blob = bitcoding.encode(bits, bytewise=kind.startswith("byte"), thorough=self._thorough)
             self._blobs[len(self.records), plane, kind] = (Blob(coding, len(blob)), self._spool.tell())
             self._spool.write(blob)
         self.records.append(record)
@@ -82,6 +85,22 @@ class Draft:
 
     def write(self, out: BinaryIO, *, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str]) -> Manifest:
         """Writes the whole file and returns what its manifest says; the seed is left out where no base needs it."""
+        shared, spooled, described = self._described(arch, seed, meta)
+        container.write(
+            out, manifest.emit(described), itertools.chain((blob for _, blob in shared), self._read(spooled))
+        )
+        return described
+
+    def n_bytes(self, *, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str]) -> int:
+        """Bytes that :meth:`write` would write."""
+        _, _, described = self._described(arch, seed, meta)
+        empty = io.BytesIO()
+        container.write(empty, manifest.emit(described), ())
+        return empty.tell() + sum(blob.n_bytes for blob in described.blobs)
+
+    def _described(
+        self, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str]
+    ) -> tuple[list[tuple[str, bytes]], list[tuple[Blob, int]], Manifest]:
         records = tuple(self.records)
         shared = [bitcoding.encode(plane, bytewise=True) for plane in floats.byte_planes(self._parameters)]
         spooled = [self._blobs[section] for section in bit_sections(records)]
@@ -93,9 +112,7 @@ class Draft:
             seed=seed if any(record.seeded for record in records) else None,
             meta=dict(meta),
         )
-        blobs = itertools.chain((blob for _, blob in shared), self._read(spooled))
-        container.write(out, manifest.emit(described), blobs)
-        return described
+        return shared, spooled, described
 
     def _read(self, spooled: Iterable[tuple[Blob, int]]) -> Iterator[bytes]:
         for blob, offset in spooled:

@@ -54,6 +54,21 @@ class CheckpointError(DataError):
 
 
 @dataclass(eq=False)
+class TargetError(SmaskError):
+    """A size below the smallest that a conversion reaches, both in bytes."""
+
+    exit_code: ClassVar[int] = 2
+    target: int
+    least: int
+
+    def __str__(self) -> str:
+        return (
+            f"target size {self.target:,} bytes: with all weight matrices at zero, names and small parameters alone "
+            f"take {self.least:,} bytes"
+        )
+
+
+@dataclass(eq=False)
 class FormatError(SmaskError):
     """Bytes that are not a valid file: ``clause`` is the id of the violated clause of the specification."""
 

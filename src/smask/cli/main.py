@@ -17,7 +17,7 @@ EPILOG = """\
 examples:
   smask encode                                   a first file, digits.smask, from bundled data
   smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
-  smask convert model.safetensors -o model.smask --lossless
+  smask convert model.safetensors -o model.smask --target-size 1.5MB
   smask eval mnist.smask --data mnist/
   smask inspect mnist.smask
   smask verify mnist.smask

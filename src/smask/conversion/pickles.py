@@ -10,8 +10,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from torch import Tensor
 
 from ..errors import CheckpointError
@@ -22,6 +25,14 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "netwo
 MAX_NESTING = 8
 # A mapped file is mapped anew after so many bytes, for the pages that were seen count as memory of this process.
 N_BYTES_MAPPED = 1 << 28
+# What makes a numpy scalar, such as the ``best_acc`` of many training scripts: numbers of these dtypes, no code. numpy
+# 1 had the function in another module, and files of its time say so.
+NUMPY_SCALARS: list[Any] = [
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bhiqlBHIQLefd"},
+    scalar,
+    (scalar, "numpy.core.multiarray.scalar"),
+]
 SAVE_TENSORS = "where you trust it, save its tensors alone: torch.save(model.state_dict(), ...) or safetensors"
 
 
@@ -67,7 +78,8 @@ def _loaded(path: Path, head: bytes) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old forms and unusual pickles; what matters is an error
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(ZIP_MAGIC))
+            with torch.serialization.safe_globals(NUMPY_SCALARS):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=head.startswith(ZIP_MAGIC))
     except MemoryError:
         raise
     except Exception as error:  # bytes of others: the unpickler fails in any way there is
