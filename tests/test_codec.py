@@ -45,7 +45,7 @@ def test_accept_vectors(vectors: Path) -> None:
 
 
 CLAUSES_OF_REJECTED = (
-    "C-01", "C-02", "C-03", "C-04", "Z-01", "M-01", "M-02", "M-03", "M-04", "M-05", "M-06", "M-07", "M-08", "M-09", "M-12",
+    "C-01", "C-02", "C-03", "C-04", "Z-01", "M-01", "M-02", "M-03", "M-04", "M-05", "M-06", "M-07", "M-08", "M-09", "M-12", "M-13", "M-14",
     "B-02", "F-03", "F-04", "R-02", "A-01", "A-02", "A-03", "A-04", "A-05",
 )  # fmt: skip
 
@@ -67,6 +67,8 @@ CLAUSES_OF_REJECTED = (
 @pytest.mark.clause("M-10")
 @pytest.mark.clause("M-11")
 @pytest.mark.clause("M-12")
+@pytest.mark.clause("M-13")
+@pytest.mark.clause("M-14")
 @pytest.mark.clause("F-03")
 @pytest.mark.clause("F-04")
 @pytest.mark.clause("R-02")

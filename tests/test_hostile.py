@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import smask
+from conftest import ROOT
 from smask import container, manifest
 from smask.frames import compress
+from smask.integrity import raw_bytes
 
 N_MUTANTS = 250
 LIMITS = smask.Limits(max_weights=2**20)
@@ -68,7 +70,7 @@ def mutated_fields(fields: object, chance: random.Random) -> object:
     return chance.choice(ODD)
 
 
-@pytest.fixture(params=["example", "mlp", "planes", "plain"])
+@pytest.fixture(params=["example", "mlp", "planes", "plain", "values"])
 def file(request: pytest.FixtureRequest, vectors: Path) -> bytes:
     return (vectors / f"accept/{request.param}.smask").read_bytes()
 
@@ -114,3 +116,35 @@ def test_mutated_files(file: bytes) -> None:
         for _ in range(chance.choice((1, 2, 20))):
             data[chance.randrange(len(data))] = chance.randrange(256)
         judged(bytes(data[: chance.randrange(len(data) + 1)] if chance.random() < 0.3 else data))
+
+
+@pytest.mark.clause("M-03")
+def test_both_decoders_judge_alike(vectors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tensors, or the same kind of refusal under the same clause, for each mutant of a manifest."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import refdecode
+    from referrors import OverLimit, Refused, Unsupported
+
+    kinds = {Refused: "FormatError", Unsupported: "UnsupportedError", OverLimit: "LimitError"}
+
+    def ours(data: bytes) -> object:
+        try:
+            tensors = smask.decode(data)
+        except smask.SmaskError as error:
+            return type(error).__name__, getattr(error, "clause", None)
+        return {name: raw_bytes(tensor).numpy().tobytes() for name, tensor in tensors.items()}
+
+    def theirs(data: bytes) -> object:
+        try:
+            return {name: content for name, (_, _, content) in refdecode.decode(data).items()}
+        except Refused as error:
+            return kinds[type(error)], error.clause if type(error) is Refused else None
+
+    chance = random.Random(7)
+    file = (vectors / "accept/values.smask").read_bytes()
+    opened = manifest.open_file(file, limits=LIMITS)
+    fields = json.loads(container.unpack(file, limits=LIMITS).manifest_text)
+    for _ in range(2 * N_MUTANTS):
+        changed = mutated_fields(fields, chance)
+        data = container.pack(manifest.canonical(changed), [bytes(blob) for blob in opened.blobs])
+        assert ours(data) == theirs(data), changed

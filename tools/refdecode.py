@@ -61,9 +61,14 @@ def decode_file(data: bytes) -> tuple[Record, dict[str, Tensor]]:
         for r, state in zip(m.tensors, states, strict=True):
             if p < (r.planes or 0):
                 state.read(r.flip, section)
+                state.read_values(r.width, section)
     tensors = {}
     for r, state in zip(m.tensors, states, strict=True):
-        if r.planes:
+        if r.same:
+            values = tensors[r.same][2]
+        elif r.width:
+            values = plain_values(state.stored(r.width), r.stored, r.dtype)
+        elif r.planes:
             scale, offset = [widen(next(arrays), stored, "F32") for stored, _ in r.values] + [bytes(4)] * (not r.offset)
             base = base_values(r.base, m.seed, r.stream, 0, r.size)
             values = reconstruct(state, base, scale, offset, r.dtype)

@@ -104,8 +104,9 @@ RECORD: Rules = {  # M-11 has the dtypes, bases and axes
     "flip": (lambda v: isinstance(v, bool), False),
     "scale": (is_parameter, ABSENT),
     "offset": (is_parameter, ABSENT),
+    "same": (is_name, ABSENT),
 }
-CODED_ONLY = {"planes", "base", "stream", "flip", "scale", "offset"}
+PLAIN = {"name", "shape", "dtype", "stored"}
 
 
 def check_fields(manifest: dict[str, Any]) -> None:
@@ -137,23 +138,27 @@ def known(values: Iterable[Any], choice: Iterable[str], what: str) -> None:
 # What the fields say together
 def read_manifest(text: bytes) -> Record:
     """The fields, checked, and what follows from them: `sizes` and `byte_planes` for section 11; for each record its
-    number of elements `size` and its `values`, a list of (stored dtype, count)."""
+    number of elements `size`, its `values` in those planes, a list of (stored dtype, count), and its `width`, the
+    number of sections with values of its own."""
     manifest = parse_manifest(text)
     check_fields(manifest)
     m = with_defaults(manifest, MANIFEST)
     m.tensors = [with_defaults(members, RECORD) for members in m.tensors]
     check_limits(m.tensors)
     need(len({r.name for r in m.tensors}) == len(m.tensors), "M-05", "name twice")
+    earlier = {}
     for r in m.tensors:
-        check_record(r)
-        r.values = r.parameters if r.planes else [(r.stored, r.size)]
+        check_record(r, earlier)
+        earlier[r.name] = r
+        r.values = r.parameters if r.planes or r.same else [(r.stored, r.size)]
+        r.width = WIDTH[r.stored] if r.planes and r.stored else 0
     coded = [r for r in m.tensors if r.planes]
-    need((m.seed is not None) == bool(coded), "M-08", "no seed, or nothing to use it")
+    need((m.seed is not None) == any(not r.width for r in coded), "M-08", "no seed, or nothing to use it")
     need((m.seed or 0) < 2**64, "M-08", "seed of more than 64 bits")
     known([coding for coding, _ in m.blobs], ["raw", "zstd", "gap-zstd"], "coding")
     m.sizes = [(WIDTH[dtype], count) for r in m.tensors for dtype, count in r.values]
     m.byte_planes = max((width for width, count in m.sizes if count), default=0)
-    sections = m.byte_planes + sum(r.planes * (2 + r.flip) - 1 for r in coded)
+    sections = m.byte_planes + sum(r.planes * (2 + r.flip) - 1 + r.width for r in coded)
     need(len(m.blobs) == sections, "M-09", f"{len(m.blobs)} blobs for {sections} sections")
     need(m.arch.get("kind", "external") == "external", "M-11", "unknown architecture kind", Unsupported)
     need("kind" not in m.arch or len(m.arch) == 1, "M-12", "external architecture with other members")
@@ -175,16 +180,29 @@ def check_limits(tensors: list[Record]) -> None:
     need(elements <= MAX_ELEMENTS, "L-01", "too many elements", OverLimit)
 
 
-def check_record(r: Record) -> None:
+def check_record(r: Record, earlier: dict[str, Record]) -> None:
     dtypes = [dtype for dtype, _ in r.parameters]
-    known([r.dtype, r.stored or r.dtype, *dtypes], WIDTH, "dtype")
+    known([r.dtype, r.dtype if r.stored is None else r.stored, *dtypes], WIDTH, "dtype")
+    if r.same:
+        target = earlier.get(r.same)
+        need(r.given <= PLAIN - {"stored"} | {"same"}, "M-14", f"{sorted(r.given)} with `same`")
+        need(target and not target.same, "M-14", "the same as no earlier record with bytes of its own")
+        need((target.shape, target.dtype) == (r.shape, r.dtype), "M-14", "the same in another shape or dtype")
+        return
     if not r.planes:
-        coded = sorted(r.given & CODED_ONLY)
-        need(r.stored and not coded, "M-06", f"no `stored`, or {coded} in a plain record")
-        need(r.stored == r.dtype or r.dtype in WIDER.get(r.stored, "").split(), "M-06", "stored dtype does not widen")
+        check_stored(r, PLAIN, "M-06")
+        return
+    if r.base == "values":
+        check_stored(r, PLAIN | {"planes", "base"}, "M-13")
+        need(r.planes == 1, "M-13", "several planes over stored values")
         return
     need(r.scale and not r.stored, "M-07", "coded record without scale or with `stored`")
     need(r.dtype in ("F16", "BF16", "F32", "F64") and r.shape, "M-07", "coded integers or scalar")
     need(set(dtypes) <= {"F16", "BF16", "F32"}, "M-07", "dtype of scale or offset")
     known([r.base], ["signed", "uniform", "normal"], "base")
     known([pair[0] for pair in (r.scale, r.offset) if pair], ["tensor", "channel"], "axis")
+
+
+def check_stored(r: Record, fields: set[str], clause: str) -> None:
+    need(r.stored and r.given <= fields, clause, f"no `stored`, or not only {sorted(fields)}")
+    need(r.stored == r.dtype or r.dtype in WIDER.get(r.stored, "").split(), clause, "stored dtype does not widen")

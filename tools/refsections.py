@@ -65,6 +65,7 @@ class Planes:
     def __init__(self, size: int) -> None:
         self.significant, self.flips = zeros(size, "little"), zeros(size, "little")
         self.planes: list[bitarray] = []
+        self.value_bytes: list[bytes] = []
 
     def read(self, flip: bool, section: Sections) -> None:
         plane, still_open = zeros(len(self.flips), "little"), ~self.significant
@@ -76,6 +77,17 @@ class Planes:
             plane[self.significant] = section("refinement", self.significant.count())
         self.significant |= new
         self.planes.append(plane)
+
+    def read_values(self, width: int, section: Sections) -> None:
+        self.value_bytes = [section("values", 8 * self.significant.count()).tobytes() for _ in range(width)]
+
+    def stored(self, width: int) -> bytes:
+        """The stored values, those of weights that are not significant with bytes of zero."""
+        data, at = bytearray(width * len(self.flips)), [i for i, bit in enumerate(self.significant) if bit]
+        for place, b in enumerate(reversed(range(width))):
+            for i, byte in zip(at, self.value_bytes[place], strict=True):
+                data[i * width + b] = byte
+        return bytes(data)
 
     def magnitudes(self) -> list[int]:
         q = [0] * len(self.flips)

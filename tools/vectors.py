@@ -41,6 +41,7 @@ from vector_sections import (
     planes_vectors,
     reconstruction_vectors,
 )  # fmt: skip
+from vector_values import refused_changes, values_file
 
 # Refused only by who builds the module.
 LOADER_ONLY = ("import-me",)
@@ -121,6 +122,7 @@ def accepted() -> dict[str, bytes]:
             ),
         ),
         "halves": model_file({"w": small_halves()}, {}, seed=2),
+        "values": values_file(),
         "extension": rewritten(example(), lambda fields: fields.update(later={"must_understand": False, "x": 1})),
     }
 
@@ -161,6 +163,8 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "no-scale": (lambda fields: fields["tensors"][0].pop("scale"), "FormatError", "M-07"),
         "coded-integers": (set_record(dtype="I32"), "FormatError", "M-07"),
         "coded-scalar": (set_record(shape=[]), "FormatError", "M-07"),
+        "coded-scalar-by-channel": (set_record(shape=[], scale=["channel", "F32"]), "FormatError", "M-07"),
+        "null": (set_record(offset=None), "FormatError", "M-03"),
         "no-seed": (lambda fields: fields.pop("seed"), "FormatError", "M-08"),
         "seed-too-large": (lambda fields: fields.update(seed=2**64), "FormatError", "M-08"),
         "blob-missing": (lambda fields: fields["blobs"].pop(), "FormatError", "M-09"),
@@ -222,7 +226,9 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "scale-infinite": (bad_scale(float("inf")), "FormatError", "R-02"),
         "scale-subnormal": (bad_scale(2.0**-130), "FormatError", "R-02"),
     }
-    return out | {name: (rewritten(good, change), error, clause) for name, (change, error, clause) in changed.items()}
+    for file, changes in ((good, changed), (values_file(), refused_changes())):
+        out |= {name: (rewritten(file, change), error, clause) for name, (change, error, clause) in changes.items()}
+    return out
 
 
 def bad_scale(value: float) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,16 +12,17 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from . import architectures, bitcoding, container, floats, integrity, manifest, modules, philox, planes
+from . import architectures, container, integrity, manifest, modules, philox, planes
 from .container import Limits
-from .dtypes import N_BYTES_OF_DTYPE
+from .contents import contents_of, dense_tensors
+from .draft import Draft
 from .errors import ArchitectureError, ArgumentError, DeviceError, UnsupportedError
 from .integrity import NAME_OF_DTYPE
 from .manifest import Opened
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import CodedTensor, parameter_problem, reconstruct
-from .records import Blob, Manifest, bit_sections
-from .stored_tensors import coded_record, coded_tensor, plain_record, plain_tensor, stored_tensor
+from .records import Manifest
+from .stored_tensors import coded_record
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
 DEFAULT_LIMITS = Limits()
@@ -62,32 +64,20 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     missing = sorted(set(recipe.coded) - set(state))
     if missing:
         raise ArgumentError("state", f"no tensor {missing[0]!r}", "every tensor of the recipe")
-    records, parameters, sections = [], [], {}
-    for index, (name, tensor) in enumerate(state.items()):
+    draft = Draft(io.BytesIO())
+    for name, tensor in state.items():
         coded = recipe.coded.get(name)
         if coded is None:
-            record, stored = plain_record(name, tensor)
-            parameters.append(stored)
-        else:
-            _check_coded(name, tensor, coded, recipe.seed)
-            record, stored_parameters = coded_record(name, coded)
-            parameters += stored_parameters
-            flip = None if coded.flip is None else coded.flip.numpy()
-            for plane, kind, bits in planes.sections([p.numpy() for p in coded.planes], flip, coded.n_weights):
-                sections[index, plane, kind] = bits
-        records.append(record)
-    in_order = floats.byte_planes(parameters)
-    in_order += [sections[section] for section in bit_sections(tuple(records))]
-    coded_blobs = [bitcoding.encode(bits) for bits in in_order]
-    described = Manifest(
-        tensors=tuple(records),
-        blobs=tuple(Blob(coding, len(blob)) for coding, blob in coded_blobs),
-        digest=integrity.digest(state),
-        arch=dict(recipe.arch),
-        seed=recipe.seed if recipe.coded else None,
-        meta=dict(recipe.meta),
-    )
-    return container.pack(manifest.emit(described), [blob for _, blob in coded_blobs])
+            draft.add(name, tensor)
+            continue
+        _check_coded(name, tensor, coded, recipe.seed)
+        record, parameters = coded_record(name, coded)
+        flip = None if coded.flip is None else coded.flip.numpy()
+        sections = planes.sections([plane.numpy() for plane in coded.planes], flip, coded.n_weights)
+        draft.append(tensor, record, parameters=parameters, sections=sections)
+    out = io.BytesIO()
+    draft.write(out, arch=recipe.arch, seed=recipe.seed, meta=recipe.meta)
+    return out.getvalue()
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = True) -> int:
@@ -132,7 +122,7 @@ def decode(source: Source, *, device: torch.device | str = "cpu", limits: Limits
         DeviceError: The device is absent.
         OSError: The path cannot be read.
     """
-    return _decode(_open(source, limits), check_device(device))
+    return dense_tensors(contents_of(_open(source, limits)), check_device(device))
 
 
 def load(
@@ -173,16 +163,20 @@ def load(
             raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
         model = architectures.build(arch, device="meta")
     _check_fit(model, opened.manifest)
-    plain, coded = _read(opened)
-    seed = opened.manifest.seed or 0
+    read = contents_of(opened)
+    # What names another tensor may be packed by itself.
+    coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
     bits = _to_pack(model, coded, packed)
-    dense = {name: tensor for name, tensor in coded.items() if name not in bits}
-    modules.pack_layers(model, bits, seed, regenerate_signs=regenerate_signs)
-    tensors = plain | {name: reconstruct(tensor, seed, device=target) for name, tensor in dense.items()}
+    modules.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
+    tied = _tied_parameters(model)
     # What a packed layer holds is there already; the fit of all names was checked above.
-    model.load_state_dict(tensors, strict=not bits, assign=True)
+    model.load_state_dict(dense_tensors(read, target, without=bits), strict=not bits, assign=True)
+    for first, *others in tied:
+        for owner, _, attribute in (name.rpartition(".") for name in others):
+            setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
     model.to(target)
-    attach(model, Recipe(seed, dense, arch, opened.manifest.meta))
+    dense = {name: tensor for name, tensor in read.coded.items() if name not in bits}
+    attach(model, Recipe(read.seed, dense, arch, opened.manifest.meta))
     return model.eval()
 
 
@@ -194,7 +188,7 @@ def verify(source: Source, *, device: torch.device | str = "cpu", limits: Limits
     """
     target = check_device(device)
     opened = _open(source, limits)
-    tensors = _decode(opened, target)
+    tensors = dense_tensors(contents_of(opened), target)
     actual, expected = integrity.digest(tensors), opened.manifest.digest
     return Verification(
         actual == expected, actual, expected, str(target), str(target) if philox.self_test(target) else "cpu"
@@ -224,18 +218,6 @@ def _open(source: Source, limits: Limits) -> Opened:
     return manifest.open_file(read(source), limits=limits)
 
 
-def _decode(opened: Opened, device: torch.device) -> dict[str, Tensor]:
-    """All tensors, in the order of the file."""
-    plain, coded = _read(opened)
-    seed = opened.manifest.seed or 0
-    return {
-        record.name: plain[record.name].to(device)
-        if record.planes is None
-        else reconstruct(coded[record.name], seed, device=device)
-        for record in opened.manifest.tensors
-    }
-
-
 def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str) -> dict[str, CodedTensor]:
     """The coded tensors that packed layers will hold."""
     if packed not in (False, True, "auto"):
@@ -255,35 +237,6 @@ def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str
     return coded
 
 
-def _read(opened: Opened) -> tuple[dict[str, Tensor], dict[str, CodedTensor]]:
-    """Plain tensors and coded ones."""
-    records = opened.manifest.tensors
-    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
-    shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
-    byte_planes = []
-    for byte, n_bytes in zip(reversed(range(len(blobs))), floats.plane_lengths(shapes), strict=False):
-        described, blob = blobs.pop(0)
-        byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
-    values = iter(floats.values_from_planes(byte_planes, shapes))
-    assemblies = {
-        index: planes.Assembly(record.n_weights, n_planes=record.planes, flip=record.flip)
-        for index, record in enumerate(records)
-        if record.planes
-    }
-    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs, strict=True):
-        n_bits = assemblies[index].counts.n_bits(kind)
-        where = f"{kind} of plane {plane} of {records[index].name!r}"
-        assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
-    plain, coded = {}, {}
-    for index, record in enumerate(records):
-        stored = [stored_tensor(next(values), dtype) for _, dtype in record.parameters()]
-        if record.planes is None:
-            plain[record.name] = plain_tensor(record, stored[0]).reshape(record.shape)
-        else:
-            coded[record.name] = coded_tensor(record, stored, assemblies[index])
-    return plain, coded
-
-
 def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> None:
     problem = parameter_problem(coded)
     if problem:
@@ -295,6 +248,14 @@ def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> No
         )
     if not torch.equal(integrity.raw_bytes(again), integrity.raw_bytes(tensor)):
         raise ArgumentError(name, "weights that were changed", "the weights that its mask gives; find masks again")
+
+
+def _tied_parameters(model: nn.Module) -> list[list[str]]:
+    """Names of parameters that are one object; assigned tensors would make them several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def _check_fit(model: nn.Module, described: Manifest) -> None:

@@ -19,11 +19,14 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import BinaryIO
 
 from . import frames
 from .errors import ArgumentError, FormatError, IntegrityError, LimitError, OutputError, UnsupportedError
@@ -80,12 +83,21 @@ def manifest_dictionary() -> bytes:
     return content
 
 
-def pack(manifest_text: bytes, blobs: Sequence[bytes]) -> bytes:
+def pack(manifest_text: bytes, blobs: Iterable[bytes]) -> bytes:
     """Assembles a whole file; the same arguments give the same bytes."""
+    out = io.BytesIO()
+    write(out, manifest_text, blobs)
+    return out.getvalue()
+
+
+def write(out: BinaryIO, manifest_text: bytes, blobs: Iterable[bytes]) -> None:
+    """Writes a whole file, one blob at a time."""
     frame = frames.compress(manifest_text, level=MANIFEST_LEVEL, dictionary=manifest_dictionary())
-    head = MAGIC + bytes([VERSION]) + len(frame).to_bytes(4, "little")
-    content = b"".join((head, frame, *blobs))
-    return content + hashlib.sha256(content).digest()
+    sha256 = hashlib.sha256()
+    for part in itertools.chain((MAGIC, bytes([VERSION]), len(frame).to_bytes(4, "little"), frame), blobs):
+        sha256.update(part)
+        out.write(part)
+    out.write(sha256.digest())
 
 
 def unpack(data: bytes | memoryview, *, limits: Limits) -> Envelope:

@@ -42,6 +42,33 @@ class DataError(SmaskError):
 
 
 @dataclass(eq=False)
+class CheckpointError(DataError):
+    """A checkpoint that cannot be read or kept exactly: the file, the tensor where it is one, and what to do."""
+
+    tensor: str | None = None
+    advice: str = ""
+
+    def __str__(self) -> str:
+        tensor = "" if self.tensor is None else f"tensor {self.tensor!r}: "
+        return f"checkpoint {self.source}: {tensor}{self.reason}" + (f"; {self.advice}" if self.advice else "")
+
+
+@dataclass(eq=False)
+class TargetError(SmaskError):
+    """A size below the smallest that a conversion reaches, both in bytes."""
+
+    exit_code: ClassVar[int] = 2
+    target: int
+    least: int
+
+    def __str__(self) -> str:
+        return (
+            f"target size {self.target:,} bytes: with all weight matrices at zero, names and small parameters alone "
+            f"take {self.least:,} bytes"
+        )
+
+
+@dataclass(eq=False)
 class FormatError(SmaskError):
     """Bytes that are not a valid file: ``clause`` is the id of the violated clause of the specification."""
 

@@ -22,9 +22,10 @@ class TensorReport:
     Attributes:
         name, shape, dtype: As in the state dict.
         base, n_planes: Of a coded tensor; None and 0 for one that is stored as it is.
+        same: Name of the tensor whose bytes it shares, or None.
         n_weights, n_kept: Elements, and those that are not zero (None for a plain tensor).
-        n_bytes: Coded planes of the tensor.
-        entropy_bytes: Zero-order entropy of its sections.
+        n_bytes: Coded planes of the tensor, over the base ``values`` with its values.
+        entropy_bytes: Zero-order entropy of its sections, of bits or, where they hold values, of bytes.
         codings: Coding of each section, in file order.
     """
 
@@ -33,6 +34,7 @@ class TensorReport:
     dtype: str
     base: str | None
     n_planes: int
+    same: str | None
     n_weights: int
     n_kept: int | None
     n_bytes: int
@@ -128,9 +130,13 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
         n_bits = counts[index].n_bits(kind)
         where = f"{kind} of plane {plane} of {records[index].name!r}"
-        n_ones = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where).n_ones
-        counts[index].see(kind, n_ones)
-        found[index].append((described.coding, described.n_bytes, bitcoding.entropy_bytes(n_ones, n_bits)))
+        bits = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where)
+        if kind.startswith("byte"):
+            entropy = bitcoding.entropy_of_bytes(bits.packed)
+        else:
+            entropy = bitcoding.entropy_bytes(bits.n_ones, n_bits)
+        counts[index].see(kind, bits.n_ones)
+        found[index].append((described.coding, described.n_bytes, entropy))
     return [_report(record, counts.get(index), found.get(index, [])) for index, record in enumerate(records)]
 
 
@@ -141,6 +147,7 @@ def _report(record: Record, counts: Significance | None, found: list[tuple[str, 
         dtype=record.dtype,
         base=record.base if counts else None,
         n_planes=record.planes or 0,
+        same=record.same,
         n_weights=record.n_weights,
         n_kept=counts.n_significant + counts.n_new if counts else None,
         n_bytes=sum(n_bytes for _, n_bytes, _ in found),

@@ -24,12 +24,27 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     Returns:
         64 lower-case hexadecimal digits.
     """
-    state = hashlib.sha256()
+    running = Digest()
     for name, tensor in tensors.items():
+        running.update(name, tensor)
+    return running.hexdigest()
+
+
+class Digest:
+    """:func:`digest` of tensors that come one at a time."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def update(self, name: str, tensor: Tensor) -> None:
+        """Takes the next tensor."""
         head = "\0".join((name, NAME_OF_DTYPE[tensor.dtype], ",".join(map(str, tensor.shape)), ""))
-        state.update(head.encode())
-        state.update(raw_bytes(tensor).numpy().data)
-    return state.hexdigest()
+        self._sha256.update(head.encode())
+        self._sha256.update(raw_bytes(tensor).numpy().data)
+
+    def hexdigest(self) -> str:
+        """Digest of the tensors so far."""
+        return self._sha256.hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> Tensor:

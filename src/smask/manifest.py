@@ -82,6 +82,11 @@ def parse(text: bytes, *, limits: Limits) -> Manifest:
         unknown = sorted(set(record) - set(Record.__struct_fields__))
         if unknown:
             raise UnsupportedError(f"manifest field tensors[{index}]", unknown[0], Record.__struct_fields__)
+    for members in (fields, *_objects(fields.get("tensors"))):
+        # msgspec would take a null for a field that is absent.
+        if None in members.values():
+            name = next(name for name, value in members.items() if value is None)
+            raise FormatError("M-03", f"manifest {name}", "null", "the type of the field table")
     try:
         manifest = msgspec.convert(fields | {"extensions": extensions}, Manifest, strict=True)
     except msgspec.ValidationError as error:
@@ -140,11 +145,13 @@ def _check(manifest: Manifest, limits: Limits) -> None:
     name, count = max(Counter(record.name for record in manifest.tensors).items(), key=itemgetter(1), default=("", 0))
     if count > 1:
         raise FormatError("M-05", "manifest tensors", f"{name!r} {count} times", "distinct names")
+    earlier: dict[str, Record] = {}
     for index, record in enumerate(manifest.tensors):
-        _check_record(record, f"manifest tensors[{index}] {record.name!r}")
-    coded = any(record.planes for record in manifest.tensors)
+        _check_record(record, earlier, f"manifest tensors[{index}] {record.name!r}")
+        earlier[record.name] = record
+    coded = any(record.seeded for record in manifest.tensors)
     if coded != (manifest.seed is not None):
-        got, want = ("none", "a seed for the coded tensors") if coded else (manifest.seed, "none without coded tensors")
+        got, want = ("none", "a seed for the bases") if coded else (manifest.seed, "none where no base needs it")
         raise FormatError("M-08", "manifest seed", got, want)
     if coded and (manifest.seed or 0) >= 2**64:
         raise FormatError("M-08", "manifest seed", manifest.seed, "below 2**64")
@@ -152,8 +159,10 @@ def _check(manifest: Manifest, limits: Limits) -> None:
         if blob.coding not in CODINGS:
             raise UnsupportedError("coding", blob.coding, CODINGS)
     # Counted before they are listed: a small manifest can name millions of sections.
-    coded_records = [(record.planes, record.flip) for record in manifest.tensors if record.planes]
-    n_bit_sections = sum(planes * (2 + flip) - 1 for planes, flip in coded_records)
+    coded_records = [record for record in manifest.tensors if record.planes]
+    n_bit_sections = sum(
+        (record.planes or 0) * (2 + record.flip) - 1 + record.n_value_sections for record in coded_records
+    )
     want_blobs = n_byte_planes(manifest.tensors) + n_bit_sections
     if len(manifest.blobs) != want_blobs:
         raise FormatError("M-09", "manifest blobs", f"{len(manifest.blobs)} blobs", f"{want_blobs} blobs")
@@ -164,27 +173,55 @@ def _check(manifest: Manifest, limits: Limits) -> None:
             raise FormatError("M-12", "manifest arch", "external with other members", "external alone")
 
 
-def _check_record(record: Record, where: str) -> None:
+def _check_record(record: Record, earlier: dict[str, Record], where: str) -> None:
     dtypes = [record.dtype, record.stored, *(part.stored for part in (record.scale, record.offset) if part)]
     for dtype in dtypes:
         if dtype is not None and dtype not in N_BYTES_OF_DTYPE:
             raise UnsupportedError("dtype", dtype, tuple(N_BYTES_OF_DTYPE))
-    if record.planes is None:
+    if record.same is not None:
+        _check_same(record, earlier.get(record.same), where)
+    elif record.planes is None:
         _check_plain(record, where)
+    elif record.base == "values":
+        _check_values(record, where)
     else:
         _check_coded(record, where)
 
 
 def _check_plain(record: Record, where: str) -> None:
-    blank = Record(record.name, record.shape)
-    for name in ("scale", "offset", "base", "stream", "flip"):
-        if getattr(record, name) != getattr(blank, name):
-            raise FormatError("M-06", where, f"{name} without planes", "only name, shape, dtype and stored")
+    _check_fields(record, ("name", "shape", "dtype", "stored"), "M-06", where)
+    _check_stored(record, "M-06", where)
+
+
+def _check_values(record: Record, where: str) -> None:
+    _check_fields(record, ("name", "shape", "dtype", "stored", "planes", "base"), "M-13", where)
+    _check_stored(record, "M-13", where)
+    if record.planes != 1:
+        raise FormatError("M-13", where, f"{record.planes} planes", "one plane over the base values")
+
+
+def _check_same(record: Record, target: Record | None, where: str) -> None:
+    _check_fields(record, ("name", "shape", "dtype", "same"), "M-14", where)
+    if target is None or target.same is not None:
+        got = "no such tensor before" if target is None else f"one that is the same as {target.same!r}"
+        raise FormatError("M-14", where, f"same as {record.same!r}: {got}", "an earlier tensor with bytes of its own")
+    if (target.shape, target.dtype) != (record.shape, record.dtype):
+        got = f"{record.dtype} {list(record.shape)}"
+        raise FormatError("M-14", where, got, f"{target.dtype} {list(target.shape)} as {record.same!r}")
+
+
+def _check_fields(record: Record, allowed: tuple[str, ...], clause: str, where: str) -> None:
+    for name, default in _defaults(Record).items():
+        if name not in allowed and getattr(record, name) != default:
+            raise FormatError(clause, where, f"{name} in such a record", f"only {', '.join(allowed)}")
+
+
+def _check_stored(record: Record, clause: str, where: str) -> None:
     if record.stored is None:
-        raise FormatError("M-06", where, "neither planes nor stored", "one of the two")
+        raise FormatError(clause, where, "no stored dtype", "stored, since values are in the file")
     if not widens_exactly(record.stored, record.dtype):
         want = f"a dtype that widens exactly to {record.dtype}"
-        raise FormatError("M-06", where, f"stored as {record.stored}", want)
+        raise FormatError(clause, where, f"stored as {record.stored}", want)
 
 
 def _check_coded(record: Record, where: str) -> None:

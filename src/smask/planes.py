@@ -11,6 +11,9 @@ flip         became significant in this plane      the sign of its base is inver
 refinement   was significant in a plane above      its magnitude has bit p
 ============ ===================================== =====================================
 
+A tensor over stored values has one plane, which says where they are, and after it one section ``byte b`` for each of
+their bytes, highest first: byte b of every significant weight, eight bits each.
+
 The order is that of embedded wavelet coders (Shapiro, "Embedded image coding using zerotrees of wavelet
 coefficients", IEEE Trans. Signal Processing 41(12), 1993, sections III and IV): any prefix is a coarser model.
 """
@@ -39,6 +42,8 @@ class Significance:
             self.n_significant += self.n_new
             self.n_new = 0
             return self.n_weights - self.n_significant
+        if kind.startswith("byte"):
+            return 8 * self.n_new
         return self.n_new if kind == "flip" else self.n_significant
 
     def see(self, kind: str, n_ones: int) -> None:
@@ -100,6 +105,7 @@ class Assembly:
         self.counts = Significance(n_weights)
         self.planes: list[Packed] = []
         self.flip: Packed | None = np.zeros(-(-n_weights // 8), np.uint8) if flip else None
+        self.value_bytes: list[Bits] = []
         self._single = n_planes == 1
         self._significant = np.zeros(0 if self._single and not flip else n_weights, bool)
         self._new = self._significant
@@ -119,6 +125,8 @@ class Assembly:
         elif kind == "flip":
             assert self.flip is not None
             self.flip |= np.packbits(_spread(bits, self._new), bitorder="little")
+        elif kind.startswith("byte"):
+            self.value_bytes.append(bits)
         else:
             self._bits = self._new | _spread(bits, self._significant)
             self.planes[-1] = np.packbits(self._bits, bitorder="little")

@@ -9,7 +9,8 @@ from msgspec import Meta, Struct
 
 from .dtypes import N_BYTES_OF_DTYPE
 
-BASES = ("signed", "uniform", "normal")
+SEEDED_BASES = ("signed", "uniform", "normal")
+BASES = (*SEEDED_BASES, "values")
 CODINGS = ("raw", "zstd", "gap-zstd")
 AXES = ("tensor", "channel")
 ARCHITECTURES = ("layers", "external")
@@ -35,17 +36,18 @@ class Scale(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
-    """One tensor. With ``planes`` it is coded over a base, without it is stored as it is.
+    """One tensor. With ``planes`` it is coded over a base, without it is stored as it is or as another tensor.
 
     Attributes:
         name: State-dict name.
         shape: Dimensions.
         dtype: Dtype of the decoded tensor.
-        stored: Plain tensors: dtype of the stored values, widened exactly to ``dtype``.
+        stored: Plain tensors and the base ``values``: dtype of the stored values, widened exactly to ``dtype``.
         planes: Coded tensors: number of ordered bit planes.
         base, stream: Coded tensors: kind of the base and its stream of the generator.
         flip: Coded tensors: whether kept weights carry a flip bit.
         scale, offset: Coded tensors: float parameters.
+        same: Name of an earlier tensor with the same bytes; nothing else is stored then.
     """
 
     name: Name
@@ -58,18 +60,31 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     flip: bool = False
     scale: Scale | None = None
     offset: Scale | None = None
+    same: Name | None = None
 
     @property
     def n_weights(self) -> int:
         """Number of elements, a Python integer that cannot overflow."""
         return math.prod(self.shape)
 
+    @property
+    def seeded(self) -> bool:
+        """Whether the tensor is coded over numbers that the seed gives."""
+        return self.planes is not None and self.base != "values"
+
+    @property
+    def n_value_sections(self) -> int:
+        """Byte planes that this record has for itself: those of its stored non-zeros over the base ``values``."""
+        return N_BYTES_OF_DTYPE[str(self.stored)] if self.planes and self.base == "values" else 0
+
     def parameters(self) -> list[tuple[int, str]]:
-        """Stored float values of this record, in file order, as (count, stored dtype)."""
+        """Stored values of this record in the byte planes that all share, in file order, as (count, stored dtype)."""
+        if self.same is not None:
+            return []
         if self.planes is None:
             return [(self.n_weights, str(self.stored))]
         return [
-            (self.shape[0] if part.axis == "channel" else 1, part.stored)
+            (self.shape[0] if part.axis == "channel" and self.shape else 1, part.stored)
             for part in (self.scale, self.offset)
             if part is not None
         ]
@@ -114,4 +129,5 @@ def bit_sections(tensors: tuple[Record, ...]) -> list[tuple[int, int, str]]:
                     sections.append((index, plane, "flip"))
                 if plane < (record.planes or 0) - 1:
                     sections.append((index, plane, "refinement"))
+                sections += [(index, plane, f"byte {byte}") for byte in reversed(range(record.n_value_sections))]
     return sections

@@ -1,16 +1,23 @@
-"""Records of the manifest to tensors and back: stored dtypes, scales, offsets."""
+"""Records of the manifest to tensors and back: stored values, scales, offsets."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import integrity, planes
-from .errors import ArgumentError, FormatError
+from . import floats, integrity, planes
+from .bitcoding import Bits
+from .dtypes import N_BYTES_OF_DTYPE
+from .errors import FormatError
 from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
 from .reconstruction import CodedTensor, parameter_problem
 from .records import Record, Scale
+
+# Elements that are tried at a time.
+N_PIECE = 1 << 20
 
 
 def plain_tensor(record: Record, stored: Tensor) -> Tensor:
@@ -43,12 +50,45 @@ def coded_tensor(record: Record, stored: list[Tensor], assembly: planes.Assembly
 
 
 def plain_record(name: str, tensor: Tensor) -> tuple[Record, np.ndarray]:
-    """Record and stored bytes, uint8 [n, n_bytes], of a plain tensor; raises ArgumentError for a foreign dtype."""
-    if tensor.dtype not in NAME_OF_DTYPE:
-        raise ArgumentError(name, str(tensor.dtype), f"one of {', '.join(NAME_OF_DTYPE.values())}")
+    """Record and stored bytes, uint8 [n, n_bytes], of a plain tensor."""
     stored = smallest_exact(tensor.detach().cpu())
     record = Record(name, tuple(tensor.shape), dtype=_dtype(tensor), stored=_dtype(stored))
     return record, _bytes(stored)
+
+
+def values_record(name: str, tensor: Tensor) -> tuple[Record, Iterator[tuple[str, Bits]]]:
+    """Record of a tensor over the base ``values``, and the kinds and bits of its sections, made one at a time."""
+    stored = smallest_exact(tensor.detach().cpu())
+    record = Record(name, tuple(tensor.shape), _dtype(tensor), _dtype(stored), planes=1, base="values")
+    return record, _value_sections(_bytes(stored))
+
+
+def _value_sections(values: np.ndarray) -> Iterator[tuple[str, Bits]]:
+    kept = _words(values) != 0
+    yield "significance", Bits(np.packbits(kept, bitorder="little"), len(kept))
+    if not kept.all():
+        # One index less: with a mask over rows numpy makes an integer of eight bytes for each.
+        values = _words(values)[kept].view(np.uint8).reshape(-1, values.shape[1])
+    del kept
+    for byte in reversed(range(values.shape[1])):
+        yield f"byte {byte}", Bits(np.ascontiguousarray(values[:, byte]), 8 * len(values))
+
+
+def values_tensor(record: Record, assembly: planes.Assembly) -> Tensor:
+    """Inverse of :func:`values_record`; raises FormatError as :func:`stored_tensor` and :func:`plain_tensor`."""
+    n_kept, width = assembly.counts.n_new, N_BYTES_OF_DTYPE[str(record.stored)]
+    (values,) = floats.values_from_planes(assembly.value_bytes, [(n_kept, width)])
+    if n_kept < record.n_weights:
+        spread = np.zeros((record.n_weights, width), np.uint8)
+        kept = np.unpackbits(assembly.planes[0], count=record.n_weights, bitorder="little").view(bool)
+        _words(spread)[kept] = _words(values)
+        values = spread
+    return plain_tensor(record, stored_tensor(values, str(record.stored)))
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    """The memory of values uint8 [n, n_bytes] as one unsigned integer each."""
+    return values.reshape(-1).view(f"u{values.shape[1]}")
 
 
 def coded_record(name: str, coded: CodedTensor) -> tuple[Record, list[np.ndarray]]:
@@ -78,12 +118,14 @@ def smallest_exact(tensor: Tensor) -> Tensor:
         torch.int64: (torch.uint8, torch.int16, torch.int32),
         torch.int32: (torch.uint8, torch.int16),
     }
-    if tensor.is_floating_point() and bool(tensor.isnan().any()):
+    # In pieces: most tensors fail in their first, and none costs memory of its size.
+    pieces = torch.split(tensor.flatten(), N_PIECE)
+    if tensor.is_floating_point() and any(bool(piece.isnan().any()) for piece in pieces):
         return tensor
     for dtype in candidates.get(tensor.dtype, ()):
-        narrow = tensor.to(dtype)
-        if torch.equal(integrity.raw_bytes(narrow.to(tensor.dtype)), integrity.raw_bytes(tensor)):
-            return narrow
+        back = (piece.to(dtype).to(tensor.dtype) for piece in pieces)
+        if all(map(torch.equal, map(integrity.raw_bytes, back), map(integrity.raw_bytes, pieces))):
+            return tensor.to(dtype)
     return tensor
 
 

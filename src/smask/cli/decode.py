@@ -41,15 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     limits = screen.limits_of(arguments)
     data = codec.read(arguments.file)
+    described = manifest.open_file(data, limits=limits).manifest
     tensors = codec.decode(data, device=screen.device_of(arguments), limits=limits)
-    expected, actual = manifest.open_file(data, limits=limits).manifest.digest, integrity.digest(tensors)
-    if actual != expected:
-        raise IntegrityError("regenerated tensors", actual, expected)
+    actual = integrity.digest(tensors)
+    if actual != described.digest:
+        raise IntegrityError("regenerated tensors", actual, described.digest)
+    # transformers and others refuse a file that does not say which library its tensors are for.
+    metadata = {"format": "pt", **described.meta, "smask_digest": actual}
     with container.atomic_output(arguments.output, overwrite=arguments.force) as beside:
         try:
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, {"smask_digest": actual}
-            )
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside, metadata)
         except SafetensorError as error:  # its way to say that the disk is full
             raise OutputError(arguments.output, str(error)) from None
         n_bytes = beside.stat().st_size

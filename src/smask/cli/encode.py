@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     container.check_output(output, overwrite=arguments.force)
     _check(arguments)
-    meta = _meta(arguments.meta)
+    meta = screen.meta_of(arguments)
 
     import torch
 
@@ -186,18 +186,6 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ArgumentError(f"--{option.replace('_', '-')}", value, f"{least} or more")
-
-
-def _meta(pairs: list[str]) -> dict[str, str]:
-    from ..errors import ArgumentError
-
-    meta = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ArgumentError("--meta", pair, "KEY=TEXT")
-        meta[key] = text
-    return meta
 
 
 def _model(arguments: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, str]:

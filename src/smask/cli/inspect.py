@@ -39,11 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     for heading in ("tensor", "shape", "coded as", "kept", "bytes", "bits a weight", "entropy", "codings"):
         table.add_column(heading, justify="left" if heading in ("tensor", "shape", "coded as", "codings") else "right")
     for tensor in report.tensors:
-        coded = (
-            f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}"
-            if tensor.n_planes
-            else f"float, {tensor.dtype}"
-        )
+        if tensor.same:
+            coded = f"same as {safe(tensor.same)}"
+        elif tensor.n_planes:
+            coded = f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}"
+        else:
+            coded = f"float, {tensor.dtype}"
         size = max(1, tensor.n_weights)
         numbers = (
             (
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("", ""),
         ("file", screen.byte_line(report)),
         ("planes", f"{report.n_plane_bytes / (report.entropy_bytes or 1):.3f} of their zero-order entropy"),
-        ("bits a weight", f"{report.bits_per_weight:.4f} over {n(report.n_weights)} masked weights"),
+        ("bits a weight", f"{report.bits_per_weight:.4f} over {n(report.n_weights)} coded weights"),
         ("against fp32", f"{report.fp32_bytes / report.n_bytes:.1f} times smaller than {n(report.fp32_bytes)} bytes"),
         ("seed", "none" if report.seed is None else str(report.seed)),
         ("tensors sha256", report.digest),

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -149,6 +157,19 @@ def compiling() -> Iterator[None]:
         say(f"compiled {len(spent)} functions in {sum(spent):.1f} s")
 
 
+@contextmanager
+def byte_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Progress over bytes done and bytes in all; nothing where stderr is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _state(at: Progress) -> str:
     return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f} density {at.density:.4f}"
 
@@ -169,6 +190,19 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)"
     )
+
+
+def meta_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Free text of the options --meta."""
+    from ..errors import ArgumentError
+
+    meta = {}
+    for pair in arguments.meta:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ArgumentError("--meta", pair, "KEY=TEXT")
+        meta[key] = text
+    return meta
 
 
 def limits_of(arguments: argparse.Namespace) -> Any:

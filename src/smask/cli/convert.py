@@ -1,0 +1,190 @@
+"""``smask convert``: a trained checkpoint as a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from . import screen
+
+if TYPE_CHECKING:
+    from ..conversion.report import ConversionReport
+
+EPILOG = """\
+examples:
+  smask convert model.safetensors -o model.smask --lossless
+  smask convert model.safetensors -o model.smask --target-size 1.5MB
+  smask convert model.safetensors -o model.smask --max-error 0.05 --json
+  smask convert resnet20.th -o resnet20.smask --bits 3 --arch resnet20 --mean 0.485,0.456,0.406 \\
+      --std 0.229,0.224,0.225 --eval cifar10.npz
+  smask convert checkpoint.pt -o model.smask --lossless --key model_ema
+  smask convert folder/of/a/hugging-face-model -o model.smask --lossless --json
+  smask decode model.smask -o model.safetensors      tensors for other software
+
+reads .safetensors, a *.index.json with its shards, a folder with either, and what torch.save wrote (.pt, .pth, .th,
+.bin), which is loaded with weights_only=True and never otherwise.
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "convert", help="store a trained checkpoint",
+        description="Stores a trained checkpoint, to the bit (zeros become a plane) or as levels of one step over a "
+        "seeded base, with the step that a size, bits a weight or an error asks for.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    option = parser.add_argument
+    option("source", metavar="IN", help="checkpoint, index of shards, or folder")
+    option("-o", "--output", required=True, metavar="OUT", help="file to write")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--lossless", action="store_true", help="keep every bit")
+    goal.add_argument("--bits", type=float, metavar="X", help="at most X bits a weight, whole file over all tensors")
+    goal.add_argument("--target-size", metavar="SIZE", help="at most so large a file, and at most 1 %% smaller: 60kB")
+    goal.add_argument(
+        "--max-error", type=float, metavar="E", help="length of the difference at most E times that of the weights"
+    )
+    option("--arch", metavar="A", help="a named net or JSON file, so that smask can load and run the file")
+    option("--mean", metavar="M,M,M", help="with --arch: what is subtracted from each channel of an input")
+    option("--std", metavar="S,S,S", help="with --arch: what it is then divided by")
+    option("--eval", metavar="DATA", help="with --arch: accuracy before and after, on the test part of DATA")
+    option("--key", metavar="K", help="where a nested checkpoint has its tensors (default: found if there is no doubt)")
+    option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")
+    option("--force", action="store_true", help="overwrite an existing file")
+    option("--json", action="store_true", help="result as one JSON object")
+    option("-q", "--quiet", action="store_true", help="no narration and no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Converts and reports."""
+    from .. import container
+
+    container.check_output(arguments.output, overwrite=arguments.force)
+    meta = screen.meta_of(arguments)
+    arch = _arch(arguments)
+    scored = _scored_before(arguments, arch)
+
+    from ..conversion.converter import convert_checkpoint
+
+    with screen.byte_bar("convert", quiet=arguments.quiet) as progress:
+        report = convert_checkpoint(
+            arguments.source, arguments.output, lossless=arguments.lossless or None, bits=arguments.bits,
+            target_size=arguments.target_size, max_error=arguments.max_error, arch=arch, key=arguments.key, meta=meta,
+            overwrite=arguments.force, progress=progress,
+        )  # fmt: skip
+    for line in _notes(report):
+        screen.say(screen.printable(line), quiet=arguments.quiet)
+    if arguments.eval:
+        scored |= _scored_after(arguments, report)
+    if arguments.json:
+        screen.result({**report.as_dict(), **scored}, [], as_json=True)
+    else:
+        _show(report, scored)
+    return 0
+
+
+def _arch(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    from .. import named_nets
+    from ..errors import ArgumentError
+
+    if arguments.arch is None:
+        for option in ("mean", "std", "eval"):
+            if getattr(arguments, option) is not None:
+                raise ArgumentError(f"--{option}", getattr(arguments, option), "--arch beside it")
+        return None
+    if (arguments.mean is None) != (arguments.std is None):
+        raise ArgumentError("--mean and --std", "one of them", "both or none")
+    mean, std = (_numbers(arguments, option) for option in ("mean", "std"))
+    return named_nets.architecture(arguments.arch, mean=mean, std=std)
+
+
+def _numbers(arguments: argparse.Namespace, option: str) -> list[float] | None:
+    from ..errors import ArgumentError
+
+    text = getattr(arguments, option)
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentError(f"--{option}", text, "numbers with commas between them") from None
+
+
+def _scored_before(arguments: argparse.Namespace, arch: dict[str, Any] | None) -> dict[str, Any]:
+    if arguments.eval is None or arch is None:
+        return {}
+    from ..conversion.converter import model_of
+    from ..search.accuracy import score
+    from ..search.data import load_dataset
+
+    model = model_of(arguments.source, arch, key=arguments.key)
+    scored = score(model, load_dataset(arguments.eval))
+    return {"data": arguments.eval, "n_test": scored.n_inputs, "accuracy_before": scored.accuracy}
+
+
+def _scored_after(arguments: argparse.Namespace, report: ConversionReport) -> dict[str, Any]:
+    from .. import codec
+    from ..container import Limits
+    from ..search.accuracy import score
+    from ..search.data import load_dataset
+
+    limits = Limits(max_weights=max(Limits().max_weights, sum(tensor.n_weights for tensor in report.tensors)))
+    # What is scored is what a user gets: the file, read back.
+    scored = score(codec.load(arguments.output, limits=limits), load_dataset(arguments.eval))
+    return {"accuracy_after": scored.accuracy}
+
+
+def _notes(report: ConversionReport) -> Iterator[str]:
+    from ..container import Limits
+
+    if report.key:
+        yield f"tensors found under {' / '.join(report.key)}"
+    if report.prefix:
+        yield f"all names begin with {report.prefix}; they are kept so"
+    if report.ignored:
+        n_more = len(report.ignored) - 6
+        shown = ", ".join(report.ignored[:6]) + (f" and {n_more} more" if n_more > 0 else "")
+        yield f"not tensors of the model, left out: {shown}"
+    n_elements = sum(tensor.n_weights for tensor in report.tensors)
+    if n_elements > Limits().max_weights:
+        yield f"commands that read the file need --max-weights {n_elements}"
+
+
+def _show(report: ConversionReport, scored: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    n, safe = screen.n, screen.safe
+    table = Table(box=None, pad_edge=False)
+    for heading in ("tensor", "shape", "dtype", "stored as", "raw bytes", "bytes", "bits a weight", "error"):
+        left = heading in ("tensor", "shape", "dtype", "stored as")
+        table.add_column(heading, justify="left" if left else "right")
+    for tensor in report.tensors:
+        table.add_row(
+            safe(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", tensor.dtype, safe(tensor.stored_as),
+            n(tensor.raw_bytes), n(tensor.n_bytes), f"{tensor.bits_per_weight:.4f}",
+            f"{tensor.error:.4f}" if tensor.error else "0",
+        )  # fmt: skip
+    screen.show(table)
+
+    def against(n_bytes: int) -> str:
+        return f"{n(n_bytes)} bytes, the file is {report.n_bytes / max(1, n_bytes):.4f} of that"
+
+    rows = [
+        ("", ""),
+        ("file", f"{safe(report.output)}, {n(report.n_bytes)} bytes"),
+        ("tensors", f"{n(len(report.tensors))}, {n(len(report.aliases))} of them tied to another"),
+        ("bits a weight", f"{report.bits_per_weight:.4f} over {n(report.n_weights)} weights, whole file"),
+        ("raw", against(report.raw_bytes)),
+        (f"raw, zstd -{report.zstd_level}", against(report.zstd_bytes)),
+        ("floats as F16", against(report.half_bytes)),
+        (f"these, zstd -{report.zstd_level}", against(report.half_zstd_bytes)),
+        ("time", f"{report.seconds:.2f} s"),
+        ("tensors sha256", report.digest),
+    ]
+    if report.step:
+        moved = f", statistics of {n(len(report.moved))} batch norms moved with their layers" if report.moved else ""
+        rows.insert(4, ("error", f"{report.error:.4f} of the weights' length, step {report.step:.4g}{moved}"))
+    if scored:
+        before, after = scored["accuracy_before"], scored["accuracy_after"]
+        rows.insert(2, ("accuracy", f"{after:.2%} of {n(scored['n_test'])} test inputs, {before:.2%} before"))
+    screen.result({}, rows, as_json=False)

@@ -1,0 +1,87 @@
+"""What a file holds, decoded: stored values and coded tensors, and from those all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import bitcoding, floats, planes
+from .dtypes import N_BYTES_OF_DTYPE
+from .manifest import Opened
+from .reconstruction import CodedTensor, reconstruct
+from .records import bit_sections
+from .stored_tensors import coded_tensor, plain_tensor, stored_tensor, values_tensor
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Tensors of a file before anything is regenerated.
+
+    Attributes:
+        names: All names, in the order of the file.
+        plain: Stored values by name; taken out as they are used.
+        coded: Coded tensors by name.
+        same: Names of tensors that repeat an earlier one, and of that one.
+        seed: Seed of the file, 0 where it has none.
+    """
+
+    names: tuple[str, ...]
+    plain: dict[str, Tensor]
+    coded: dict[str, CodedTensor]
+    same: dict[str, str]
+    seed: int
+
+
+def contents_of(opened: Opened) -> Contents:
+    """Decodes all sections of an opened file; nothing is regenerated yet.
+
+    Raises:
+        FormatError, IntegrityError, LimitError, UnsupportedError: The file is not valid.
+    """
+    records = opened.manifest.tensors
+    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
+    shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
+    byte_planes = []
+    for byte, n_bytes in zip(reversed(range(len(blobs))), floats.plane_lengths(shapes), strict=False):
+        described, blob = blobs.pop(0)
+        byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
+    values = iter(floats.values_from_planes(byte_planes, shapes))
+    assemblies = {
+        index: planes.Assembly(record.n_weights, n_planes=record.planes, flip=record.flip)
+        for index, record in enumerate(records)
+        if record.planes
+    }
+    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs, strict=True):
+        n_bits = assemblies[index].counts.n_bits(kind)
+        where = f"{kind} of plane {plane} of {records[index].name!r}"
+        assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
+    plain, coded, same = dict[str, Tensor](), dict[str, CodedTensor](), dict[str, str]()
+    for index, record in enumerate(records):
+        stored = [stored_tensor(next(values), dtype) for _, dtype in record.parameters()]
+        if record.same is not None:
+            same[record.name] = record.same
+        elif record.seeded:
+            coded[record.name] = coded_tensor(record, stored, assemblies[index])
+        else:
+            tensor = values_tensor(record, assemblies.pop(index)) if record.planes else plain_tensor(record, stored[0])
+            plain[record.name] = tensor.reshape(record.shape)
+    return Contents(tuple(record.name for record in records), plain, coded, same, opened.manifest.seed or 0)
+
+
+def dense_tensors(read: Contents, device: torch.device, *, without: Container[str] = ()) -> dict[str, Tensor]:
+    """Dense tensors in the order of the file, without some coded ones."""
+    tensors: dict[str, Tensor] = {}
+    for name in read.names:
+        first = read.same.get(name, name)
+        if name in without:
+            continue
+        if first in tensors:
+            tensors[name] = tensors[first].clone()
+        elif first in read.plain:
+            tensors[name] = read.plain.pop(first).to(device)
+        else:
+            tensors[name] = reconstruct(read.coded[first], read.seed, device=device)
+    return tensors

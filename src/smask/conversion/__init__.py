@@ -1,0 +1,1 @@
+"""Trained checkpoints to files: reading them tensor by tensor, storing them."""

@@ -1,0 +1,92 @@
+"""Time, peak memory and bytes of a lossless conversion and of decoding it, each in a process of its own.
+
+    python tools/convert_cost.py                                    # 1 GB of fp32, 16 MiB a tensor, as safetensors
+    python tools/convert_cost.py --form pt --density 0.1
+    python tools/convert_cost.py --checkpoint ../shared/data/checkpoints/resnet56-4bfd9763.th
+
+Peak memory is the largest resident set of the process, pages of mapped files included; the baseline is that of a
+process that has only imported the same modules. The rival in the report is zstd over the raw bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from smask.measurement import facts
+
+MAKE = """
+import sys, torch
+from safetensors.torch import save_file
+path, n_tensors, n_weights, density, dtype = sys.argv[1], *map(int, sys.argv[2:4]), float(sys.argv[4]), sys.argv[5]
+random = torch.Generator().manual_seed(0)
+state = {}
+for index in range(n_tensors):
+    weights = torch.randn(1024, n_weights // 1024, generator=random) * 0.02
+    if density < 1:
+        weights *= torch.rand(weights.shape, generator=random) < density
+    state[f"layer{index}.weight"] = (weights + 0.0).to(getattr(torch, dtype))
+save_file(state, path) if path.endswith(".safetensors") else torch.save(state, path)
+"""
+RUN = """
+import json, resource, sys, time
+import smask, torch, zstandard, safetensors.torch
+from smask.conversion.converter import convert_checkpoint
+what, source, out = sys.argv[1:]
+started, report = time.perf_counter(), {}
+if what == "convert":
+    done = convert_checkpoint(source, out)
+    report = {"n_weights": done.n_weights, "raw_bytes": done.raw_bytes, "n_bytes": done.n_bytes,
+              "zstd_bytes": done.zstd_bytes, "zstd_level": done.zstd_level, "seconds": done.seconds,
+              "largest_tensor_bytes": max(tensor.raw_bytes for tensor in done.tensors)}
+elif what == "decode":
+    smask.decode(source)
+    report = {"seconds": round(time.perf_counter() - started, 3)}
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps({**report, "peak_bytes": peak}))
+"""
+
+
+def child(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint that is there; without, one is made")
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of the one made (default %(default)s)")
+    parser.add_argument("--tensor-weights", type=int, default=1 << 22, help="weights of a tensor (default %(default)s)")
+    parser.add_argument("--density", type=float, default=1.0, help="weights that are not zero (default %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16", "float64"))
+    parser.add_argument("--form", default="safetensors", choices=("safetensors", "pt"))
+    arguments = parser.parse_args()
+    width = {"float32": 4, "float64": 8}.get(arguments.dtype, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = arguments.checkpoint, Path(folder) / "out.smask"
+        if source is None:
+            source = Path(folder) / f"made.{arguments.form}"
+            n_tensors = max(1, arguments.megabytes * 10**6 // (arguments.tensor_weights * width))
+            child(MAKE, source, n_tensors, arguments.tensor_weights, arguments.density, arguments.dtype)
+        reports: dict[str, dict[str, Any]] = {
+            what: json.loads(child(RUN, what, place, out))
+            for what, place in (("import", source), ("convert", source), ("decode", out))
+        }
+    n_weights = reports["convert"]["n_weights"]
+    for what in ("convert", "decode"):
+        reports[what]["mega_weights_per_s"] = round(n_weights / reports[what]["seconds"] / 1e6, 2)
+    reports["convert"]["over_raw"] = round(reports["convert"]["n_bytes"] / reports["convert"]["raw_bytes"], 4)
+    reports["convert"]["over_zstd"] = round(reports["convert"]["n_bytes"] / reports["convert"]["zstd_bytes"], 4)
+    made = {name: getattr(arguments, name) for name in ("megabytes", "tensor_weights", "density", "dtype", "form")}
+    what_was = {"checkpoint": source.name} if arguments.checkpoint else {"made": made}
+    print(json.dumps({"machine": facts(), **what_was, **reports}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
