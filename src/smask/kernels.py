@@ -47,7 +47,7 @@ N_VECTORS = 6
 N_SUMS = 1 << 20
 N_FUSED_ROWS = {"cpu": 2, "cuda": 8}
 # Digits in memory at a time; more rows take turns, each with all tiles.
-N_DIGIT_BYTES = 1 << 23
+N_DIGIT_BYTES = 1 << 22
 # Smaller matrices are not worth seconds of compiling: plain operations take tens of microseconds longer.
 N_COMPILE_WEIGHTS = 1 << 18
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -1,0 +1,71 @@
+"""Runs `smask bench` for the README and keeps what it prints in docs/bench.json.
+
+    python tools/packed_table.py            # some ten minutes on two cores; nothing else should run meanwhile
+    python tools/packed_table.py --tables   # only the table of the README
+
+Needs 2 GB of memory for the dense rivals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).parents[1] / "docs/bench.json"
+README = Path(__file__).parents[1] / "README.md"
+RUNS = (
+    "smask bench --shape 4096x4096 --kernels integer,int8,tiled --rounds 5 --json",
+    "smask bench --shape 8192x8192 --kernels integer,int8 --rounds 5 --json",
+    "smask bench --shape 4096x4096 --planes 2 --batch 1,16,64 --kernels integer,int8 --rounds 5 --json",
+)
+RIVALS = ("dense float32", "dense bfloat16", "int4pack", "materialised")
+
+
+def rows(report: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| weights | batch | kernel | ms | × fp32 | × bf16 | × int4 | × materialised | `int8` × fp32 | error | MB peak |",
+        "|---" * 11 + "|",
+    ]
+    for run in report:
+        for table in run["tables"]:
+            of = {row["name"]: row for row in table["rows"]}
+            auto, single = of["auto"], of["int8"]
+            shape = f"{table['shape'][0]} × {table['shape'][1]}, {table['planes'] + 1} bits"
+            cells = [shape, table["batch"], table["chosen"], f"{auto['milliseconds']:.2f}"]
+            cells += [f"{auto['times_faster'][rival]:.2f}" for rival in RIVALS]
+            cells += [f"{single['times_faster']['dense float32']:.2f}", f"{auto['error']:.0e}"]
+            peak = auto["peak_bytes"]
+            cells.append("" if peak is None else f"{peak / 1e6:.1f}")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def write_table(report: list[dict[str, Any]]) -> None:
+    text = README.read_text(encoding="utf-8")
+    start, end = "<!-- packed -->\n", "<!-- /packed -->"
+    before, _, rest = text.partition(start)
+    text = before + start + "".join(f"{line}\n" for line in rows(report)) + end + rest.partition(end)[2]
+    README.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
+    if not parser.parse_args().tables:
+        report = []
+        for command in RUNS:
+            done = subprocess.run(
+                [sys.executable, "-m", *command.split()], check=True, stdout=subprocess.PIPE, text=True
+            )
+            report.append({"command": command} | json.loads(done.stdout))
+        OUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_table(json.loads(OUT.read_text(encoding="utf-8")))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
