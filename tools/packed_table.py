@@ -27,7 +27,7 @@ RIVALS = ("dense float32", "dense bfloat16", "int4pack", "materialised")
 
 def rows(report: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| weights | batch | kernel | ms | × fp32 | × bf16 | × int4 | × materialised | `int8` × fp32 | error | MB peak |",
+        "| weights | rows | kernel | ms | × fp32 | × bf16 | × int4 | × regenerated | `int8` × fp32 | error | peak MB |",
         "|---" * 11 + "|",
     ]
     for run in report:
