@@ -20,12 +20,16 @@ coefficients", IEEE Trans. Signal Processing 41(12), 1993, sections III and IV):
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .bitcoding import Bits, Packed
+
+# Bytes of packed bits that are worked on at a time: integers of eight bytes for each stay in the second-level cache.
+N_CHUNK_BYTES = 1 << 15
 
 
 @dataclass
@@ -81,19 +85,16 @@ def sections(planes: Sequence[Packed], flip: Packed | None, n_weights: int) -> l
         (plane, kind, bits) with plane 0 the least significant.
     """
     out = [(len(planes) - 1, "significance", Bits(planes[0], n_weights))]
-    if len(planes) == 1 and flip is None:
-        return out
-    flips = None if flip is None else _unpack(flip, n_weights)
-    significant = _unpack(planes[0], n_weights)
-    if flips is not None:
-        out.append((len(planes) - 1, "flip", _pack(flips[significant])))
+    significant = planes[0]
+    if flip is not None:
+        out.append((len(planes) - 1, "flip", extract(flip, significant)))
     for plane, packed in zip(reversed(range(len(planes) - 1)), planes[1:], strict=True):
-        bits = _unpack(packed, n_weights)
-        out.append((plane, "significance", _pack(bits[~significant])))
-        if flips is not None:
-            out.append((plane, "flip", _pack(flips[bits & ~significant])))
-        out.append((plane, "refinement", _pack(bits[significant])))
-        significant = significant | bits
+        new = packed & ~significant
+        out.append((plane, "significance", extract(packed, _rest(significant, n_weights))))
+        if flip is not None:
+            out.append((plane, "flip", extract(flip, new)))
+        out.append((plane, "refinement", extract(packed, significant)))
+        significant = significant | packed
     return out
 
 
@@ -106,41 +107,114 @@ class Assembly:
         self.planes: list[Packed] = []
         self.flip: Packed | None = np.zeros(-(-n_weights // 8), np.uint8) if flip else None
         self.value_bytes: list[Bits] = []
-        self._single = n_planes == 1
-        self._significant = np.zeros(0 if self._single and not flip else n_weights, bool)
+        n_bytes = 0 if n_planes == 1 and not flip else -(-n_weights // 8)
+        self._significant = np.zeros(n_bytes, np.uint8)
         self._new = self._significant
-        self._bits = self._significant
 
     def add(self, kind: str, bits: Bits) -> None:
         """Takes the next section, of the length that ``counts.n_bits(kind)`` gave."""
         self.counts.see(kind, bits.n_ones)
         if kind == "significance":
-            if self._single and self.flip is None:
-                self.planes.append(bits.packed)
-                return
-            self._significant = self._significant | self._new
-            self._new = _spread(bits, ~self._significant)
-            self._bits = self._new
-            self.planes.append(np.packbits(self._bits, bitorder="little"))
+            if not self.planes:
+                self._new = bits.packed
+            else:
+                self._significant = self._significant | self._new
+                self._new = deposit(bits, _rest(self._significant, self.n_weights))
+            self.planes.append(self._new)
         elif kind == "flip":
             assert self.flip is not None
-            self.flip |= np.packbits(_spread(bits, self._new), bitorder="little")
+            self.flip |= deposit(bits, self._new)
         elif kind.startswith("byte"):
             self.value_bytes.append(bits)
         else:
-            self._bits = self._new | _spread(bits, self._significant)
-            self.planes[-1] = np.packbits(self._bits, bitorder="little")
+            self.planes[-1] = self._new | deposit(bits, self._significant)
 
 
-def _spread(bits: Bits, where: np.ndarray) -> np.ndarray:
-    """Booleans [n_weights]: the bits, in order, at the positions where ``where`` is true."""
-    out = np.zeros(len(where), bool)
-    out[where] = _unpack(bits.packed, bits.n_bits)
+def extract_reference(packed: Packed, where: Packed) -> Bits:
+    """Plain and slow :func:`extract`."""
+    chosen = np.unpackbits(where, bitorder="little").view(bool)
+    return _pack(np.unpackbits(packed, bitorder="little")[chosen])
+
+
+def extract(packed: Packed, where: Packed) -> Bits:
+    """The bits at the places that ``where`` marks, in order; both uint8 [n], the result has as many bits as marks.
+
+    A table has the answer for every byte of marks and every byte of bits; answers are then joined two by two until they
+    are words of 64 bits, and the words are laid end to end.
+    """
+    table, parts, open_word, n_open = _tables()[0], [], np.uint64(0), 0
+    for start in range(0, len(where), N_CHUNK_BYTES):
+        marks = _whole_words(where[start : start + N_CHUNK_BYTES])
+        bits = _whole_words(packed[start : start + N_CHUNK_BYTES])
+        words = table[marks.astype(np.uint16) << 8 | bits]
+        counts = np.bitwise_count(marks)
+        for narrow in (np.uint16, np.uint32, np.uint64):
+            words = words[0::2] | words[1::2].astype(narrow) << counts[0::2].astype(narrow)
+            counts = counts[0::2] + counts[1::2]
+        ends = n_open + np.cumsum(counts, dtype=np.int64)
+        offsets = ends - counts
+        out = np.zeros(int(ends[-1]) // 64 + 2, np.uint64)
+        out[0] = open_word
+        within = (offsets & 63).astype(np.uint64)
+        np.bitwise_or.at(out, offsets >> 6, words << within)
+        # A word that begins at bit 0 has nothing to carry, and a shift by 64 is no shift.
+        np.bitwise_or.at(out, (offsets >> 6) + 1, words >> np.uint64(1) >> (np.uint64(63) - within))
+        n_whole, n_open = divmod(int(ends[-1]), 64)
+        open_word = out[n_whole]
+        parts.append(out[:n_whole])
+    n_bits = 64 * sum(map(len, parts)) + n_open
+    out = np.concatenate([*parts, np.array([open_word], np.uint64)])
+    return Bits(out.view(np.uint8)[: -(-n_bits // 8)], n_bits)
+
+
+def deposit_reference(bits: Bits, where: Packed) -> Packed:
+    """Plain and slow :func:`deposit`."""
+    marks = np.unpackbits(where, bitorder="little")
+    marks[marks.view(bool)] = np.unpackbits(bits.packed, count=bits.n_bits, bitorder="little")
+    return np.packbits(marks, bitorder="little")
+
+
+def deposit(bits: Bits, where: Packed) -> Packed:
+    """Inverse of :func:`extract`: uint8 [n] with the bits, in order, at the places that ``where`` marks, else zeros."""
+    table, out, first = _tables()[1], np.empty(len(where), np.uint8), 0
+    # Two bytes at every byte: the eight bits that follow any bit lie in them.
+    pairs = np.zeros(len(bits.packed) + 1, np.uint16)
+    pairs[:-1] = bits.packed
+    pairs[:-2] |= bits.packed[1:].astype(np.uint16) << 8
+    for start in range(0, len(where), N_CHUNK_BYTES):
+        marks = where[start : start + N_CHUNK_BYTES]
+        counts = np.bitwise_count(marks)
+        ends = np.cumsum(counts, dtype=np.int64)
+        offsets = ends - counts + first
+        following = pairs[offsets >> 3] >> (offsets & 7).astype(np.uint16) & 255
+        out[start : start + N_CHUNK_BYTES] = table[marks.astype(np.uint16) << 8 | following]
+        first += int(ends[-1])
     return out
 
 
-def _unpack(packed: Packed, n_bits: int) -> np.ndarray:
-    return np.unpackbits(packed, count=n_bits, bitorder="little").view(bool)
+@functools.cache
+def _tables() -> tuple[Packed, Packed]:
+    """uint8 [65536] each: bits extracted and bits deposited, at index ``marks << 8 | bits``."""
+    marks, bits = np.divmod(np.arange(1 << 16, dtype=np.uint32), 256)
+    extracted, deposited, count = np.zeros_like(marks), np.zeros_like(marks), np.zeros_like(marks)
+    for place in range(8):
+        marked = marks >> place & 1
+        extracted |= (bits >> place & marked) << count
+        deposited |= (bits >> count & marked) << place
+        count += marked
+    return extracted.astype(np.uint8), deposited.astype(np.uint8)
+
+
+def _whole_words(packed: Packed) -> Packed:
+    return packed if len(packed) % 8 == 0 else np.concatenate([packed, np.zeros(-len(packed) % 8, np.uint8)])
+
+
+def _rest(significant: Packed, n_weights: int) -> Packed:
+    """Marks of the weights that are not significant."""
+    rest = ~significant
+    if n_weights % 8:
+        rest[-1] &= (1 << n_weights % 8) - 1
+    return rest
 
 
 def _pack(bits: Sequence[int] | np.ndarray) -> Bits:

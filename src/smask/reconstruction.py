@@ -25,6 +25,8 @@ SMALLEST_SCALE, LARGEST_SCALE = 2.0**-64, 2.0**64
 SMALLEST_OFFSET, LARGEST_OFFSET = 2.0**-40, 2.0**16
 # Weights of one working chunk on a CPU: small enough for its last cache, large enough for all of torch's threads.
 N_CHUNK = 1 << 21
+# The like where several buffers of float32 are in use at once.
+N_CHUNK_LEVELS = 1 << 18
 # Signs are made for more weights at a time: the generator's lanes are 1/16 of the size of the weights.
 N_CHUNK_SIGNS = 1 << 24
 
@@ -128,7 +130,7 @@ def reconstruct(
         weights = out.detach().view(-1)
     else:
         weights = torch.empty(coded.n_weights, dtype=torch.float32, device=device)
-    fill = _fill_ternary if coded.base == "signed" and len(coded.planes) == 1 else _fill_general
+    fill = _fill_general if coded.base != "signed" else _fill_ternary if len(coded.planes) == 1 else _fill_signed
     fill(coded, seed, weights)
     if out is None:
         return weights.view(coded.shape).to(coded.dtype)
@@ -166,18 +168,63 @@ def _fill_ternary(coded: CodedTensor, seed: int, out: Tensor) -> None:
                     piece.add_(0.0)
 
 
-def _row_pieces(out: Tensor, scale: Tensor, start: int, end: int, n_weights: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cuts the weights start to end into a partial row, whole rows and a partial row, each with its scale."""
+def _fill_signed(coded: CodedTensor, seed: int, out: Tensor) -> None:
+    """Planes over signs: signs and kept weights as in :func:`_fill_ternary`, magnitudes eight at a time from a table."""
+    device, n = out.device, coded.n_weights
+    planes = [plane.to(device) for plane in coded.planes]
+    flip = None if coded.flip is None else coded.flip.to(device)
+    scale = coded.scale.to(device)
+    offset = None if coded.offset is None else coded.offset.to(device)
+    table, spread = _ternary_table(str(device)), _spread_table(str(device))
+    n_bytes = len(planes[0])
+    outer, inner = (N_CHUNK_SIGNS // 8, N_CHUNK_LEVELS // 8) if device.type == "cpu" else (max(1, n_bytes),) * 2
+    for first in range(0, n_bytes, outer):
+        last = min(first + outer, n_bytes)
+        signs = bases.sign_bytes(seed, stream=coded.stream, start_byte=first, n_bytes=last - first, device=device)
+        if flip is not None:
+            signs = signs ^ flip[first:last]
+        for start in range(first, last, inner):
+            end = min(start + inner, last)
+            kept = torch.zeros(end - start, dtype=torch.uint8, device=device)
+            q: Tensor | None = None
+            for group in range(0, len(planes), 8):  # so many bits one byte of a lane holds
+                lanes = torch.zeros(end - start, dtype=torch.int64, device=device)
+                for plane in planes[group : group + 8]:
+                    kept |= plane[start:end]
+                    lanes = (lanes << 1).bitwise_or_(spread.index_select(0, plane[start:end].to(torch.int32)))
+                q = _joined(q, lanes.view(torch.uint8), min(8, len(planes) - group))
+            assert q is not None
+            level, stop = q.to(torch.float32), min(8 * end, n)
+            for parameter, change in ((offset, Tensor.sub_), (scale, Tensor.mul_)):
+                if parameter is not None:
+                    for piece, value in _row_pieces(level, parameter, 8 * start, stop, n, origin=8 * start):
+                        change(piece, value)
+            index = (kept.to(torch.int32) << 8).bitwise_or_(signs[start - first : end - first])
+            weights = table.index_select(0, index).view(-1).mul_(level).add_(0.0)
+            out[8 * start : stop] = weights[: stop - 8 * start]
+
+
+def _joined(high: Tensor | None, low: Tensor, n_low: int) -> Tensor:
+    return low if high is None else (high.to(torch.int32) << n_low) | low
+
+
+def _row_pieces(
+    out: Tensor, scale: Tensor, start: int, end: int, n_weights: int, *, origin: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cuts the weights start to end into a partial row, whole rows and a partial row, each with its scale.
+
+    ``out`` begins with weight ``origin``.
+    """
     row_length = n_weights // len(scale)
     while start < end:
         row = start // row_length
         n_rows = (end - start) // row_length
         if start % row_length or not n_rows:
             stop = min(end, (row + 1) * row_length)
-            yield out[start:stop], scale[row]
+            yield out[start - origin : stop - origin], scale[row]
         else:
             stop = start + n_rows * row_length
-            yield out[start:stop].view(n_rows, row_length), scale[row : row + n_rows, None]
+            yield out[start - origin : stop - origin].view(n_rows, row_length), scale[row : row + n_rows, None]
         start = stop
 
 
@@ -192,7 +239,17 @@ def _ternary_table(device: str) -> Tensor:
     return _TABLES[device]
 
 
+def _spread_table(device: str) -> Tensor:
+    """int64 [256]: the eight bits of a byte, one in each byte, in the order of memory."""
+    if device not in _SPREAD_TABLES:
+        row = torch.arange(256, dtype=torch.uint8)[:, None]
+        bits = (row >> torch.arange(8, dtype=torch.uint8)).bitwise_and_(1)
+        _SPREAD_TABLES[device] = bits.view(torch.int64)[:, 0].to(device)
+    return _SPREAD_TABLES[device]
+
+
 _TABLES: dict[str, Tensor] = {}
+_SPREAD_TABLES: dict[str, Tensor] = {}
 
 
 def _fill_general(coded: CodedTensor, seed: int, out: Tensor) -> None:
