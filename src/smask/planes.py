@@ -29,7 +29,8 @@ import numpy as np
 from .bitcoding import Bits, Packed
 
 # Bytes of packed bits that are worked on at a time: integers of eight bytes for each stay in the second-level cache.
-N_CHUNK_BYTES = 1 << 15
+N_CHUNK_BYTES = 1 << 14
+EVERY_BYTE = np.uint64(0x0101010101010101)
 
 
 @dataclass
@@ -146,7 +147,7 @@ def extract(packed: Packed, where: Packed) -> Bits:
     for start in range(0, len(where), N_CHUNK_BYTES):
         marks = _whole_words(where[start : start + N_CHUNK_BYTES])
         bits = _whole_words(packed[start : start + N_CHUNK_BYTES])
-        words = table[marks.astype(np.uint16) << 8 | bits]
+        words = table.take(marks.astype(np.uint16) << 8 | bits)
         counts = np.bitwise_count(marks)
         for narrow in (np.uint16, np.uint32, np.uint64):
             words = words[0::2] | words[1::2].astype(narrow) << counts[0::2].astype(narrow)
@@ -183,12 +184,15 @@ def deposit(bits: Bits, where: Packed) -> Packed:
     pairs[:-2] |= bits.packed[1:].astype(np.uint16) << 8
     for start in range(0, len(where), N_CHUNK_BYTES):
         marks = where[start : start + N_CHUNK_BYTES]
-        counts = np.bitwise_count(marks)
-        ends = np.cumsum(counts, dtype=np.int64)
-        offsets = ends - counts + first
-        following = pairs[offsets >> 3] >> (offsets & 7).astype(np.uint16) & 255
-        out[start : start + N_CHUNK_BYTES] = table[marks.astype(np.uint16) << 8 | following]
-        first += int(ends[-1])
+        counts = np.bitwise_count(_whole_words(marks)).view(np.uint64)
+        # A product with ones in all bytes has in every byte the sum of the counts up to it, at most 64.
+        sums = counts * EVERY_BYTE
+        totals = (sums >> np.uint64(56)).astype(np.int64)
+        ends = first + np.cumsum(totals)
+        offsets = ((ends - totals)[:, None] + (sums - counts).view(np.uint8).reshape(-1, 8)).reshape(-1)[: len(marks)]
+        following = pairs.take(offsets >> 3) >> (offsets.astype(np.uint16) & 7) & 255
+        out[start : start + N_CHUNK_BYTES] = table.take(marks.astype(np.uint16) << 8 | following)
+        first = int(ends[-1])
     return out
 
 

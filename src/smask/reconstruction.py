@@ -169,7 +169,7 @@ def _fill_ternary(coded: CodedTensor, seed: int, out: Tensor) -> None:
 
 
 def _fill_signed(coded: CodedTensor, seed: int, out: Tensor) -> None:
-    """Planes over signs: signs and kept weights as in :func:`_fill_ternary`, magnitudes eight at a time from a table."""
+    """Planes over signs: signs and kept weights as in :func:`_fill_ternary`, levels eight at a time from a table."""
     device, n = out.device, coded.n_weights
     planes = [plane.to(device) for plane in coded.planes]
     flip = None if coded.flip is None else coded.flip.to(device)

@@ -17,16 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import bases, planes
 from ..draft import Draft
 from ..errors import CheckpointError
 from ..integrity import NAME_OF_DTYPE, raw_bytes
-from ..reconstruction import CodedTensor, reconstruct
 from ..records import Record
-from ..stored_tensors import coded_record
-from . import moments, rounding
+from . import moments
 from .checkpoints import Checkpoint, Entry
-from .rounding import Floats, Levels
+from .leveling import Leveled, leveled, squared_length, windows
+from .rounding import MAX_LEVEL, Spectrum, levels_of
 
 # Below this a tensor's record, scale and sections cost more than its planes save.
 N_LEAST = 256
@@ -38,6 +36,9 @@ EXACTER = 16
 SMALLEST_STEP, LARGEST_STEP = 2.0**-60, 2.0**60
 NORMAL_F16 = (2.0**-14, 2.0**15)
 SEED = 0
+# Estimates are made at steps so many to an octave; between them they are straight lines.
+PER_OCTAVE = 8
+NOT_FINITE = "NaN or infinity, which has no rounding", "keep it with lossless / --lossless"
 
 
 @dataclass
@@ -51,14 +52,38 @@ class Pass:
     error: float = 0.0
     energy: float = 0.0
 
+    def count(self, name: str, error: float, energy: float) -> None:
+        """Takes note of the squared error of a tensor, and of its own squares."""
+        self.errors[name] = math.sqrt(error / energy) if energy else 0.0
+        self.error += error
+        self.energy += energy
+
     @property
     def relative_error(self) -> float:
         """Euclidean length of the difference over that of the weights in planes."""
         return math.sqrt(self.error / self.energy) if self.energy else 0.0
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """A step, and a coarser one for whatever comes after so many elements of the checkpoint.
+
+    Between two steps next to each other there may lie sizes that neither gives, since rounding takes a tensor, or all
+    of them, to nothing at once. Sharing the weights between both steps is on the straight line between the two in size
+    and in squared error (time sharing: Cover and Thomas, "Elements of Information Theory", section 10.4).
+    """
+
+    step: float
+    coarser: float
+    n_fine: int
+
+
 class LossyModel:
     """A checkpoint to be rounded; scanned once, then drafted at any step.
+
+    Attributes:
+        largest: The largest magnitude of all weights that are rounded, 0 if there is none.
+        n_elements: Floating elements, those of which a :class:`Mixture` counts.
 
     Raises:
         CheckpointError: A floating tensor with NaN or infinity.
@@ -66,23 +91,37 @@ class LossyModel:
 
     def __init__(self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None]) -> None:
         self._checkpoint = checkpoint
-        self._samples: dict[str, tuple[Floats, float]] = {}
+        self._scanned: dict[str, _Scanned] = {}
+        self._first: dict[str, str] = {}
+        self._starts: dict[str, int] = {}
+        self._estimates: dict[float, tuple[float, float]] = {}
         self._norms = moments.norms_after(checkpoint.entries)
-        self.largest = 0.0
+        self.largest, self.n_elements, self._n_other = 0.0, 0, 0
+        contents: dict[tuple[object, ...], str] = {}
         for entry in checkpoint.entries:
             tensor = checkpoint.read(entry.name).cpu()
             take(entry, tensor)
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                advice = "keep it with lossless / --lossless"
-                raise CheckpointError(checkpoint.source, "NaN or infinity, which has no rounding", entry.name, advice)
-            if _is_coded(tensor) and entry.alias_of is None:
-                magnitude = _floats(tensor).reshape(-1)
-                np.abs(magnitude, out=magnitude)
-                if not np.isfinite(magnitude).all():
-                    raise CheckpointError(checkpoint.source, "weights beyond binary32", entry.name)
-                sample = _sampled(magnitude)
-                self._samples[entry.name] = sample, len(magnitude) / len(sample)
-                self.largest = max(self.largest, float(magnitude.max()))
+            self._starts[entry.name] = self.n_elements
+            if not _is_coded(tensor):
+                if tensor.is_floating_point():
+                    self._refuse_unless(bool(tensor.isfinite().all()), entry, *NOT_FINITE)
+                    self.n_elements += tensor.numel()
+                else:
+                    self._n_other += raw_bytes(tensor).numel()
+                continue
+            self.n_elements += tensor.numel()
+            content = (tensor.dtype, tensor.shape, hashlib.sha256(raw_bytes(tensor).numpy().data).digest())
+            self._first[entry.name] = contents.setdefault(content, entry.name)
+            if self._first[entry.name] == entry.name:
+                self._scanned[entry.name] = scanned = _scanned(tensor)
+                finite = math.isfinite(scanned.energy) or bool(tensor.isfinite().all())
+                self._refuse_unless(finite, entry, *NOT_FINITE)
+                self._refuse_unless(math.isfinite(scanned.largest), entry, "weights beyond binary32", None)
+                self.largest = max(self.largest, scanned.largest)
+
+    def _refuse_unless(self, good: bool, entry: Entry, reason: str, advice: str | None) -> None:
+        if not good:
+            raise CheckpointError(self._checkpoint.source, reason, entry.name, *([advice] if advice else []))
 
     @property
     def coded(self) -> bool:
@@ -91,21 +130,32 @@ class LossyModel:
 
     def estimate(self, step: float) -> tuple[float, float]:
         """Bytes of all planes and the relative error at a step, from the samples."""
-        bits = error = energy = 0.0
-        for sample, share in self._samples.values():
-            own = _step_for(step, float(sample.max(initial=0)))
-            rule = rounding.learn(sample / np.float32(own))
-            bits += share * rule.n_bits
-            error += share * rule.error * own * own
-            energy += share * float(sample @ sample)
-        return bits / 8, math.sqrt(error / energy) if energy else 0.0
+        if step not in self._estimates:
+            bits = error = energy = 0.0
+            for scanned in self._scanned.values():
+                own = _step_for(step, scanned.largest)
+                rule = scanned.sample.rule(own)
+                bits += scanned.share * rule.n_bits
+                error += scanned.share * rule.error * own * own
+                energy += scanned.share * scanned.sample.energy
+            self._estimates[step] = bits / 8, math.sqrt(error / energy) if energy else 0.0
+        return self._estimates[step]
 
-    def draft(self, step: float, spool: BinaryIO, progress: Callable[[Entry], None]) -> Pass:
-        """All tensors at a step."""
-        done = Pass(Draft(spool, thorough=False), step)
-        mantissa = self._mantissa(step)
-        first: dict[tuple[object, ...], str] = {}
-        levels_of: dict[str, CodedTensor] = {}
+    def overhead(self, step: float) -> float:
+        """A guess at what is beside the planes, in bytes, good enough to begin with."""
+        n_coded = sum(entry.n_weights for entry in self._scanned.values())
+        n_sections = sum(
+            3 * max(1, math.log2(max(1.0, scanned.largest / _step_for(step, scanned.largest))))
+            for scanned in self._scanned.values()
+        )
+        floats = (self.n_elements - n_coded) * (self._mantissa(step) + 4) / 8
+        return 300 + 12 * len(self._checkpoint.entries) + 16 * n_sections + floats + self._n_other
+
+    def draft(self, plan: float | Mixture, spool: BinaryIO, progress: Callable[[Entry], None]) -> Pass:
+        """All tensors at a step, or at a mixture of two."""
+        plan = plan if isinstance(plan, Mixture) else Mixture(plan, plan, self.n_elements)
+        done = Pass(Draft(spool, thorough=False), plan.step)
+        dense: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
         layers = {norm: layer for layer, norm in self._norms.items()}
         for stream, entry in enumerate(self._checkpoint.entries):
@@ -113,61 +163,70 @@ class LossyModel:
             norm = entry.name.removesuffix(moments.MEAN).removesuffix(moments.VARIANCE)
             if norm != entry.name and norm in layers:
                 if entry.name not in statistics:
-                    statistics |= self._moved(norm, layers[norm], levels_of.pop(layers[norm], None), step)
+                    statistics |= self._moved(norm, layers[norm], dense.pop(layers[norm], None), plan)
                     done.moved += [norm] if entry.name in statistics else []
                 tensor = statistics.pop(entry.name, tensor)
+            first = self._first.get(entry.name, entry.name)
             if not _is_coded(tensor):
-                done.draft.add(entry.name, _rounded(tensor, mantissa) if tensor.is_floating_point() else tensor)
+                done.draft.add(entry.name, self._narrowed(entry.name, tensor, plan))
+            elif first != entry.name:
+                record = Record(entry.name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first)
+                again = self._leveled(first, tensor, plan)
+                done.errors[entry.name] = done.errors[first]
+                done.draft.append(again.dense, record)
             else:
-                content = (tensor.dtype, tensor.shape, hashlib.sha256(raw_bytes(tensor).numpy().data).digest())
-                name = first.setdefault(content, entry.name)
-                coded = self._coded(tensor, step, stream, sample=name)
-                weights = reconstruct(coded, SEED)
-                if name == entry.name:
-                    _append(done, name, tensor, coded, weights)
-                    if name in self._norms:
-                        levels_of[name] = coded
-                else:
-                    record = Record(entry.name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=name)
-                    weights = reconstruct(self._coded(tensor, step, self._stream(name), sample=name), SEED)
-                    done.errors[entry.name] = done.errors[name]
-                    done.draft.append(weights, record)
+                leveled = self._leveled(entry.name, tensor, plan)
+                record, parameters, sections = leveled.stored(entry.name, stream, seed=SEED)
+                done.draft.append(leveled.dense, record, parameters=parameters, sections=sections)
+                done.count(entry.name, leveled.error(tensor), self._scanned[entry.name].energy)
+                if entry.name in self._norms:
+                    dense[entry.name] = leveled.dense
             progress(entry)
         return done
-
-    def _stream(self, name: str) -> int:
-        return next(index for index, entry in enumerate(self._checkpoint.entries) if entry.name == name)
 
     def _mantissa(self, step: float) -> int:
         """Bits after the leading one that small floats keep."""
         if not self.coded:
             return 52
-        return min(52, max(3, math.ceil(math.log2(EXACTER / max(self.estimate(step)[1], 2.0**-40))) - 1))
+        error = self.estimate(2.0 ** (round(math.log2(step) * PER_OCTAVE) / PER_OCTAVE))[1]
+        return min(52, max(3, math.ceil(math.log2(EXACTER / max(error, 2.0**-40))) - 1))
 
-    def _coded(self, tensor: Tensor, step: float, stream: int, *, sample: str) -> CodedTensor:
-        weights = _floats(tensor)
-        magnitudes = self._samples[sample][0] if sample in self._samples else _sampled(np.abs(weights.reshape(-1)))
-        step = _step_for(step, float(np.abs(weights).max(initial=0)))
-        rule = rounding.learn(magnitudes / np.float32(step))
-        scaled = weights / np.float32(step)
-        levels = rounding.levels_of(scaled, rule)
-        offset = rounding.centre(np.abs(scaled), np.abs(levels)) if rule.gains.size else 0.0
-        return _coded_tensor(tensor, levels.reshape(-1), step, offset, stream)
+    def _narrowed(self, name: str, tensor: Tensor, plan: Mixture) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        n_fine = min(tensor.numel(), max(0, plan.n_fine - self._starts[name]))
+        if n_fine == tensor.numel():
+            return _rounded(tensor, self._mantissa(plan.step))
+        parts = torch.split(tensor.flatten(), [n_fine, tensor.numel() - n_fine])
+        mantissas = self._mantissa(plan.step), self._mantissa(plan.coarser)
+        return torch.cat([_rounded(part, m) for part, m in zip(parts, mantissas, strict=True)]).reshape(tensor.shape)
 
-    def _moved(self, norm: str, layer: str, coded: CodedTensor | None, step: float) -> Mapping[str, Tensor]:
+    def _leveled(self, name: str, tensor: Tensor, plan: Mixture) -> Leveled:
+        scanned = self._scanned[name]
+        scaled = windows(tensor)
+        n_fine = (plan.n_fine - self._starts[name]) // scaled.shape[1]
+        fine, coarse = (_step_for(step, scanned.largest) for step in (plan.step, plan.coarser))
+        step = fine if n_fine > 0 else coarse
+        scaled /= np.float32(step)
+        cuts = min(len(scaled), max(0, n_fine))
+        parts = [(scaled[:cuts], fine), (scaled[cuts:], coarse)]
+        levels = [levels_of(part, scanned.sample.rule(own)) for part, own in parts if len(part)]
+        return leveled(tensor, scaled, np.concatenate(levels) if len(levels) > 1 else levels[0], step)
+
+    def _moved(self, norm: str, layer: str, after: Tensor | None, plan: Mixture) -> Mapping[str, Tensor]:
         """Statistics of a batch norm for its rounded layer; none where they do not fit it."""
         before = self._checkpoint.read(layer).cpu()
         if not _is_coded(before):
             return {}
-        if coded is None:
-            coded = self._coded(before, step, 0, sample=layer)
+        if after is None:
+            after = self._leveled(self._first[layer], before, plan).dense
         shape = (before.shape[0], before.shape[1], -1)
         names = {entry.name for entry in self._checkpoint.entries}
         bias_name = layer.removesuffix("weight") + "bias"
         bias = self._checkpoint.read(bias_name).cpu().double().numpy() if bias_name in names else 0.0
         mean, variance = (self._checkpoint.read(norm + what).cpu() for what in (moments.MEAN, moments.VARIANCE))
         found = moments.moved(
-            before.float().reshape(shape).numpy(), reconstruct(coded, SEED).float().reshape(shape).numpy(),
+            before.float().reshape(shape).numpy(), after.float().reshape(shape).numpy(),
             mean.double().numpy(), variance.double().numpy(), bias=bias,
         )  # fmt: skip
         if found is None:
@@ -186,7 +245,7 @@ def grid(step: float) -> float:
 
 def _step_for(step: float, largest: float) -> float:
     """The step, or the least multiple by a power of two with which a tensor has no more than sixteen planes."""
-    while largest / step > rounding.MAX_LEVEL - 1:
+    while largest / step > MAX_LEVEL - 1:
         step *= 2
     return step
 
@@ -196,17 +255,24 @@ def _is_coded(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and n_dimensions > 1 and tensor.numel() >= N_LEAST
 
 
-def _floats(tensor: Tensor) -> Floats:
-    """Weights as windows, float32 [n_windows, n_window], not shared with the tensor."""
-    n_window = math.prod(tensor.shape[2:]) if tensor.dim() > 2 else 1
-    array: Floats = tensor.detach().to(torch.float32, copy=True).reshape(-1, n_window).numpy()
-    return array
+@dataclass(frozen=True, eq=False)
+class _Scanned:
+    """What is remembered of a tensor: a sample of its magnitudes, of which each stands for ``share`` weights."""
+
+    sample: Spectrum
+    share: float
+    n_weights: int
+    largest: float
+    energy: float
 
 
-def _sampled(magnitudes: Floats) -> Floats:
+def _scanned(tensor: Tensor) -> _Scanned:
+    magnitudes = windows(tensor).reshape(-1)
+    np.abs(magnitudes, out=magnitudes)
     # The stride is odd, so that it is no multiple of the size of a row, mostly.
-    stride = len(magnitudes) // N_SAMPLE | 1
-    return magnitudes[::stride].copy()
+    sample = Spectrum.of(magnitudes[:: len(magnitudes) // N_SAMPLE | 1])
+    n = len(magnitudes)
+    return _Scanned(sample, n / len(sample.ascending), n, float(magnitudes.max()), squared_length(magnitudes))
 
 
 def _rounded(tensor: Tensor, mantissa: int) -> Tensor:
@@ -216,29 +282,3 @@ def _rounded(tensor: Tensor, mantissa: int) -> Tensor:
     rounded = torch.ldexp((fraction * 2.0 ** (mantissa + 1)).round() / 2.0 ** (mantissa + 1), exponent)
     narrow = rounded.to(tensor.dtype)
     return torch.where(narrow.isfinite(), narrow, tensor)
-
-
-def _coded_tensor(tensor: Tensor, levels: Levels, step: float, offset: float, stream: int) -> CodedTensor:
-    magnitudes = np.abs(levels)
-    n_planes = max(1, int(magnitudes.max(initial=0)).bit_length())
-    packed = [np.packbits((magnitudes >> plane & 1).astype(bool), bitorder="little") for plane in range(n_planes)]
-    base = bases.sign_bytes(SEED, stream=stream, start_byte=0, n_bytes=len(packed[0])).numpy()
-    kept = np.packbits(magnitudes > 0, bitorder="little")
-    flip = (np.packbits(levels < 0, bitorder="little") ^ base) & kept
-    return CodedTensor(
-        tuple(tensor.shape), stream, tuple(torch.from_numpy(plane) for plane in reversed(packed)),
-        torch.tensor([step], dtype=torch.float32), flip=torch.from_numpy(flip),
-        offset=torch.tensor([offset], dtype=torch.float32) if offset else None, dtype=tensor.dtype,
-    )  # fmt: skip
-
-
-def _append(done: Pass, name: str, tensor: Tensor, coded: CodedTensor, weights: Tensor) -> None:
-    record, parameters = coded_record(name, coded)
-    assert coded.flip is not None
-    sections = planes.sections([plane.numpy() for plane in coded.planes], coded.flip.numpy(), coded.n_weights)
-    done.draft.append(weights, record, parameters=parameters, sections=sections)
-    error = float((tensor.float() - weights.float()).square().sum(dtype=torch.float64))
-    energy = float(tensor.float().square().sum(dtype=torch.float64))
-    done.errors[name] = math.sqrt(error / energy) if energy else 0.0
-    done.error += error
-    done.energy += energy

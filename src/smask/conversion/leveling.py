@@ -1,0 +1,104 @@
+"""One tensor as levels: what of it goes into a file, and what decoding will give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import bases, planes
+from ..bitcoding import Bits
+from ..reconstruction import CodedTensor
+from ..records import Record
+from ..stored_tensors import coded_record
+from .rounding import Floats, Levels, centre
+
+# Weights whose squares are taken at a time.
+N_SQUARED = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Leveled:
+    """A rounded tensor.
+
+    Attributes:
+        levels: int32 [n], signed.
+        step, offset: A level k > 0 stands for ``(k - offset) * step``.
+        dense: What decoding gives, of the shape and dtype of the tensor.
+    """
+
+    levels: Levels
+    step: float
+    offset: float
+    dense: Tensor
+
+    def coded(self, stream: int, *, seed: int) -> CodedTensor:
+        """As planes over the signed base."""
+        magnitudes = np.abs(self.levels)
+        n_planes = max(1, int(magnitudes.max(initial=0)).bit_length())
+        packed = [_packed(magnitudes & 1 << plane) for plane in reversed(range(n_planes))]
+        base = bases.sign_bytes(seed, stream=stream, start_byte=0, n_bytes=len(packed[0])).numpy()
+        flip = (_packed(self.levels < 0) ^ base) & np.bitwise_or.reduce(packed)
+        return CodedTensor(
+            tuple(self.dense.shape), stream, tuple(map(torch.from_numpy, packed)),
+            torch.tensor([self.step], dtype=torch.float32), flip=torch.from_numpy(flip),
+            offset=torch.tensor([self.offset], dtype=torch.float32) if self.offset else None, dtype=self.dense.dtype,
+        )  # fmt: skip
+
+    def stored(
+        self, name: str, stream: int, *, seed: int
+    ) -> tuple[Record, list[np.ndarray], Iterable[tuple[int, str, Bits]]]:
+        """Record, stored parameters and sections."""
+        coded = self.coded(stream, seed=seed)
+        assert coded.flip is not None
+        record, parameters = coded_record(name, coded)
+        packed = [plane.numpy() for plane in coded.planes]
+        return record, parameters, planes.sections(packed, coded.flip.numpy(), coded.n_weights)
+
+    def error(self, tensor: Tensor) -> float:
+        """Sum of the squared differences from the tensor as it was."""
+        before, after = (values.detach().reshape(-1) for values in (tensor, self.dense))
+        pieces = zip(torch.split(before, N_SQUARED), torch.split(after, N_SQUARED), strict=True)
+        return math.fsum(squared_length((one.float() - other.float()).numpy()) for one, other in pieces)
+
+
+def leveled(tensor: Tensor, scaled: Floats, levels: Levels, step: float) -> Leveled:
+    """A tensor of which every weight has its level.
+
+    Args:
+        tensor: As in the checkpoint.
+        scaled: float32 [n_windows, n_window], its weights in steps.
+        levels: int32 of the same shape.
+        step: That float16 or bfloat16 holds exactly.
+    """
+    offset = centre(np.abs(scaled), np.abs(levels))
+    levels = levels.reshape(-1)
+    # The formula of section 12, a sign being exact: round(round(level) * step), nothing where the level is 0.
+    values = np.abs(levels).astype(np.float32)
+    values -= np.float32(offset)
+    values *= np.float32(step)
+    np.copysign(values, levels.astype(np.float32), out=values)
+    values[levels == 0] = 0
+    dense = torch.from_numpy(values).reshape(tensor.shape).to(tensor.dtype)
+    return Leveled(levels, step, offset, dense)
+
+
+def windows(tensor: Tensor) -> Floats:
+    """Weights as float32 [n_windows, n_window], not shared with the tensor; of a matrix a window is one weight."""
+    n_window = math.prod(tensor.shape[2:]) if tensor.dim() > 2 else 1
+    array: Floats = tensor.detach().to(torch.float32, copy=True).reshape(-1, n_window).numpy()
+    return array
+
+
+def squared_length(values: Floats) -> float:
+    """Sum of squares, float32 [n], in an order that depends on nothing."""
+    pieces = (values[start : start + N_SQUARED].astype(np.float64) for start in range(0, len(values), N_SQUARED))
+    return math.fsum(float(np.square(piece, out=piece).sum()) for piece in pieces)
+
+
+def _packed(bits: np.ndarray) -> np.ndarray:
+    return np.packbits(bits.astype(bool), bitorder="little")
