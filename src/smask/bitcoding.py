@@ -31,6 +31,8 @@ ESCAPE = 255
 
 # Above this density packed bits beat gaps on i.i.d. bits; large sections are then not tried as gaps.
 DENSEST_GAPS = 0.25
+# Below this density gaps beat packed bits on i.i.d. bits; a quick search then does without the latter.
+SPARSEST_PACKED = 0.15
 # Below this density gaps have many escapes; at 0.002 the fast coder is 3 % behind the slow one on i.i.d. bits.
 SPARSEST_FAST = 0.006
 # Up to this many bytes the slow levels of zstd are worth their time; up to fewer on byte planes, most of which are
@@ -171,7 +173,8 @@ def encode(bits: Bits, *, bytewise: bool = False, thorough: bool = True) -> tupl
     Args:
         bits: Any number of bits.
         bytewise: Whether the section is a byte plane; its bits then say little of what its bytes compress to.
-        thorough: Whether sections above :data:`N_SMALL_QUICK` bytes are tried at slow levels too.
+        thorough: Whether sections above :data:`N_SMALL_QUICK` bytes are tried at slow levels too, and small ones in
+            every coding, whatever their density says.
 
     Returns:
         Coding id and blob.
@@ -179,15 +182,17 @@ def encode(bits: Bits, *, bytewise: bool = False, thorough: bool = True) -> tupl
     raw = bits.packed.tobytes()
     if bytewise and len(raw) > N_SMALL_BYTEWISE:
         return _encode_large_byte_plane(raw)
-    density = bits.n_ones / bits.n_bits if bits.n_bits else 0.0
+    n_ones = bits.n_ones
+    density = n_ones / bits.n_bits if bits.n_bits else 0.0
     small = len(raw) <= (N_SMALL if thorough else N_SMALL_QUICK)
+    skewed = entropy_bytes(n_ones, bits.n_bits) < 0.999 * len(raw)
     candidates = [("raw", raw)]
-    if small or entropy_bytes(bits.n_ones, bits.n_bits) < 0.999 * len(raw):
+    if (small and thorough) or (skewed and (thorough or density > SPARSEST_PACKED)):
         candidates += [("zstd", frames.compress(raw, level=level)) for level in ((None, 19) if small else (None,))]
-    if density <= DENSEST_GAPS or (small and density < 0.5):
+    if density <= DENSEST_GAPS or (small and density < 0.5 and (thorough or skewed)):
         gaps = gaps_fast(bits)
         # Rare ones need many escapes, whose runs only the slow levels code well; there are few bytes then.
-        slow = len(gaps) <= N_SMALL or density < SPARSEST_FAST
+        slow = len(gaps) <= (N_SMALL if thorough else N_SMALL_QUICK) or density < SPARSEST_FAST
         candidates += [("gap-zstd", frames.compress(gaps, level=level)) for level in ((None, 19) if slow else (None,))]
     return min(candidates, key=lambda candidate: len(candidate[1]))
 
