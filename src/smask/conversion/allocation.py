@@ -1,7 +1,7 @@
 """The one step of a model, found for a size or an error.
 
-Estimates from samples lead; what a whole pass gives beyond its estimate is taken to stay the same in the next. Where
-no step gives what is wanted, the weights are shared between two.
+Estimates from samples lead, put right by what whole passes gave. Where no step gives what is wanted, the weights are
+shared between two.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any, BinaryIO
 from ..errors import ArgumentError, SmaskError, TargetError
 from .checkpoints import Checkpoint, Entry
 from .goals import Goal
-from .lossy import PER_OCTAVE, LossyModel, Mixture, Pass, grid
+from .lossy import PER_OCTAVE, LossyModel, Pass, Plan, grid
 from .report import Rivals
 
 # A file is this part below its target or less; the search aims between.
 TOLERANCE, AIM = 0.01, 0.996
-# Passes that look for a step, passes that share the weights between two, and how near in size these two may be: then
-# the straight line between them is as good as a step.
-MAX_STEPS, MAX_SHARES, NEAR = 6, 24, 0.04
-# Coders take about so much more than the entropy of what they code.
-CODER = 1.01
+# Passes that look for a step, passes that share the weights between two, and how often that is repeated.
+MAX_STEPS, MAX_SHARES, MAX_NESTED = 24, 24, 4
+# How near to each other two steps, and what they cost, may be so that sharing between them is as good as one step.
+CLOSE, NEAR = 1.02, 0.04
+# An estimate is taken to be wrong by no more than this factor.
+MOST_FACTOR = 3.0
 
 
 class Search:
@@ -40,72 +41,114 @@ class Search:
         self._least = limit - TOLERANCE if goal.error else limit * (1 - TOLERANCE)
         self._aim = limit - TOLERANCE * (1 - AIM) if goal.error else limit * AIM
         self._best: tuple[float, Pass, BinaryIO] | None = None
+        self._costs: dict[Plan, float] = {}
 
     def run(self) -> Pass:
         """The pass whose file is nearest to the goal without missing it."""
-        largest = self._model.largest
-        ends = grid(largest * 2.0**-15), grid(max(largest, 2.0**-60) * 4)
-        tried: dict[float, float] = {}
-        # Steps next to the wanted one, finer and coarser, as far as passes have shown.
-        finer, coarser = 0.0, math.inf
-        shift = 0.0 if self._goal.error else self._model.overhead(self._solved(*ends, 0.0))
-        for _ in range(MAX_STEPS):
-            step = self._solved(*ends, shift)
-            if not finer < step < coarser:
-                # The estimate leads out of what passes have shown already: halve that.
-                step = grid(math.sqrt(max(finer, ends[0]) * min(coarser, ends[1])))
-            if step in tried:
+        largest, n = self._model.largest, self._model.n_elements
+        smallest, largest = grid(largest * 2.0**-15), grid(max(largest, 2.0**-60) * 4)
+        head, tail, coarsest = n, Plan(), largest
+        for _ in range(MAX_NESTED):
+            steps = self._bracket(head, tail, smallest, coarsest)
+            if steps is None:
                 break
-            cost = tried[step] = self._cost(step)
-            if self._hit(cost):
+            n_fine = self._share(head, tail, *steps)
+            if not n_fine:
                 break
-            if (cost > self._most) != bool(self._goal.error):
+            # At one more weight the cost jumps over the goal. Leave it, and make those before it finer.
+            head, tail, coarsest = n_fine, Plan(((head, steps[1]), *tail.parts)), steps[0]
+        if self._best is None:
+            raise self._unreachable(self._cost(Plan(((n, smallest if self._goal.error else largest),))))
+        return self._best[1]
+
+    def _bracket(self, head: int, tail: Plan, smallest: float, largest: float) -> tuple[float, float] | None:
+        """Two steps next to each other, for all before ``head``, of which the finer costs more than the goal allows and
+        the coarser less; None where a step meets the goal, or where all are on one side of it.
+        """
+
+        def cost_of(step: float) -> float:
+            if step not in costs:
+                costs[step] = self._cost(Plan(((head, step), *tail.parts)))
+            return costs[step]
+
+        costs: dict[float, float] = {}
+        finer, coarser, factor = 0.0, math.inf, 1.0
+        for attempt in range(MAX_STEPS):
+            if len(costs) > 1 and attempt % 5 < 4:
+                one, other = self._nearest(costs, finer, coarser)
+                slope = (costs[one] - costs[other]) / math.log2(one / other)
+                move = (self._aim - costs[one]) / slope if slope else 0.0
+                step = grid(one * 2.0 ** min(1.0, max(-1.0, move)))
+            elif not tail.parts and attempt < 2:
+                step = self._solved(smallest, largest, factor)
+            else:
+                step = largest / 2 if not costs else 0.0
+            if finer and coarser < math.inf and not finer < step < coarser:
+                step = grid(math.sqrt(finer * coarser))
+            elif costs and not finer < step < coarser:
+                step = grid(finer * 2 if finer else coarser / 2)
+            step = min(largest, max(smallest, step))
+            if step in costs:
+                break
+            if self._hit(cost_of(step)):
+                return None
+            if self._is_too_fine(costs[step]):
                 finer = step
             else:
                 coarser = step
-            shift = cost - self._estimate(step)
-            if finer and coarser < math.inf and abs(tried[finer] - tried[coarser]) < self._near:
+            factor = self._factor(step, costs[step])
+            if finer and coarser < finer * CLOSE and abs(costs[finer] - costs[coarser]) < self._near:
                 break
-        if self._best is None or not self._hit(self._best[0]):
-            self._share(max(finer, ends[0]), min(coarser, ends[1]), tried)
-        if self._best is None:
-            raise self._unreachable(tried[ends[0] if self._goal.error else ends[1]])
-        return self._best[1]
+        finer, coarser = finer or smallest, min(coarser, largest)
+        if self._hit(cost_of(finer)) or self._hit(cost_of(coarser)):
+            return None
+        return (finer, coarser) if self._is_too_fine(cost_of(finer)) > self._is_too_fine(cost_of(coarser)) else None
+
+    def _nearest(self, costs: Mapping[float, float], finer: float, coarser: float) -> tuple[float, float]:
+        """The steps on both sides of the goal, or the two nearest to it."""
+        if finer and coarser < math.inf:
+            return finer, coarser
+        one, other, *_ = sorted(costs, key=lambda step: abs(costs[step] - self._aim))
+        return one, other
+
+    def _is_too_fine(self, cost: float) -> bool:
+        return (cost > self._most) != bool(self._goal.error)
 
     @property
     def _near(self) -> float:
         return NEAR if self._goal.error else NEAR * self._most
 
-    def _share(self, finer: float, coarser: float, tried: dict[float, float]) -> None:
-        """Looks between two steps of which one is on either side of the goal, if they are."""
-        for step in (finer, coarser):
-            if step not in tried:
-                tried[step] = self._cost(step)
-            if self._hit(tried[step]):
-                return
-        low, high = 0, self._model.n_elements
-        costs = [tried[coarser], tried[finer]]
-        if not min(costs) <= self._aim <= max(costs):
-            return
+    def _share(self, head: int, tail: Plan, finer: float, coarser: float) -> int:
+        """Shares what is before ``head`` between two steps; 0 on success, else the most of the finer before a jump."""
+
+        def cost_of(n_fine: int) -> float:
+            return self._cost(Plan(((n_fine, finer), (head, coarser), *tail.parts)))
+
+        low, high = 0, head
+        costs = [cost_of(low), cost_of(high)]
         for attempt in range(MAX_SHARES):
             if high - low < 2:
-                return
+                break
             # In turns by the straight line between both ends and by halves, as neither alone is safe.
             part = (self._aim - costs[0]) / (costs[1] - costs[0]) if attempt % 3 < 2 and costs[0] != costs[1] else 0.5
             n_fine = min(high - 1, max(low + 1, low + round(part * (high - low))))
-            cost = self._cost(Mixture(finer, coarser, n_fine))
+            cost = cost_of(n_fine)
             if self._hit(cost):
-                return
-            if (cost > self._most) == (costs[1] > self._most):
+                return 0
+            if self._is_too_fine(cost):
                 high, costs[1] = n_fine, cost
             else:
                 low, costs[0] = n_fine, cost
+        return low
 
     def _hit(self, cost: float) -> bool:
         return self._least <= cost <= self._most
 
-    def _cost(self, plan: float | Mixture) -> float:
-        """Makes a whole pass, and keeps it if it is the best so far."""
+    def _cost(self, plan: Plan) -> float:
+        """Makes a whole pass, unless it was made before, and keeps it if it is the best so far."""
+        plan = plan.shortest()
+        if plan in self._costs:
+            return self._costs[plan]
         spool = self._spool()
         done = self._model.draft(plan, spool, self._progress)
         if self._goal.error:
@@ -118,24 +161,31 @@ class Search:
             self._best = cost, done, spool
         else:
             spool.close()
+        self._costs[plan] = cost
         return cost
 
-    def _solved(self, smallest: float, largest: float, shift: float) -> float:
+    def _solved(self, smallest: float, largest: float, factor: float) -> float:
         """The step whose estimated cost is the aim; estimates are made at few steps and joined by straight lines."""
         sign = 1 if self._goal.error else -1  # a larger step has more error and fewer bytes
         low, high = math.floor(math.log2(smallest) * PER_OCTAVE), math.ceil(math.log2(largest) * PER_OCTAVE)
         costs: dict[int, float] = {}
         while high - low > 1:
             middle = (low + high) // 2
-            costs[middle] = self._estimate(2.0 ** (middle / PER_OCTAVE)) + shift - self._aim
+            costs[middle] = self._estimate(2.0 ** (middle / PER_OCTAVE), factor) - self._aim
             low, high = (middle, high) if sign * costs[middle] < 0 else (low, middle)
         part = costs[low] / (costs[low] - costs[high]) if {low, high} <= costs.keys() else 0.5
         return min(largest, max(smallest, grid(2.0 ** ((low + part) / PER_OCTAVE))))
 
-    def _estimate(self, step: float) -> float:
+    def _estimate(self, step: float, factor: float) -> float:
+        n_bytes, error = self._model.estimate(step)
         if self._goal.error:
-            return math.log(max(self._model.estimate(step)[1], 2.0**-60))
-        return CODER * self._model.estimate(step)[0]
+            return math.log(max(factor * error, 2.0**-60))
+        return factor * n_bytes + self._model.overhead(step)
+
+    def _factor(self, step: float, cost: float) -> float:
+        n_bytes, error = self._model.estimate(step)
+        got, want = (math.exp(cost), error) if self._goal.error else (cost - self._model.overhead(step), n_bytes)
+        return min(MOST_FACTOR, max(1 / MOST_FACTOR, got / want)) if want > 0 else 1.0
 
     def _unreachable(self, cost: float) -> SmaskError:
         if self._goal.error:

@@ -36,6 +36,8 @@ EXACTER = 16
 SMALLEST_STEP, LARGEST_STEP = 2.0**-60, 2.0**60
 NORMAL_F16 = (2.0**-14, 2.0**15)
 SEED = 0
+# Coders take about this factor more than the entropy of what they code.
+CODER = 1.007
 # Estimates are made at steps so many to an octave; between them they are straight lines.
 PER_OCTAVE = 8
 NOT_FINITE = "NaN or infinity, which has no rounding", "keep it with lossless / --lossless"
@@ -65,17 +67,38 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """A step, and a coarser one for whatever comes after so many elements of the checkpoint.
+class Plan:
+    """Steps for the floating elements of a checkpoint: each ``(end, step)`` holds up to that element, the first is 0.
 
-    Between two steps next to each other there may lie sizes that neither gives, since rounding takes a tensor, or all
-    of them, to nothing at once. Sharing the weights between both steps is on the straight line between the two in size
-    and in squared error (time sharing: Cover and Thomas, "Elements of Information Theory", section 10.4).
+    One part is one step for the whole model. Between two steps next to each other there may lie sizes that neither
+    gives, since rounding takes a tensor, or all of them, to nothing at once. Sharing the weights between both is on
+    the straight line between the two in size and in squared error (Cover and Thomas, "Elements of Information Theory",
+    section 10.4, on the convexity of the rate-distortion function).
     """
 
-    step: float
-    coarser: float
-    n_fine: int
+    parts: tuple[tuple[int, float], ...] = ()
+
+    def shortest(self) -> Plan:
+        """Without parts that have no elements, and with equal ones joined."""
+        parts: list[tuple[int, float]] = []
+        for end, step in self.parts:
+            if parts and parts[-1][1] == step:
+                parts[-1] = max(end, parts[-1][0]), step
+            elif end > (parts[-1][0] if parts else 0):
+                parts.append((end, step))
+        return Plan(tuple(parts))
+
+    def cut(self, start: int, n: int, multiple: int) -> list[tuple[int, float]]:
+        """The parts of ``n`` elements from ``start`` on as (number of elements, step), cut at multiples."""
+        found, last = [], 0
+        for end, step in self.parts:
+            place = min(n, max(0, end - start) // multiple * multiple)
+            if place > last:
+                found.append((place - last, step))
+                last = place
+        if last < n:
+            found.append((n - last, self.parts[-1][1]))
+        return found
 
 
 class LossyModel:
@@ -83,7 +106,7 @@ class LossyModel:
 
     Attributes:
         largest: The largest magnitude of all weights that are rounded, 0 if there is none.
-        n_elements: Floating elements, those of which a :class:`Mixture` counts.
+        n_elements: Floating elements, those which a :class:`Plan` counts.
 
     Raises:
         CheckpointError: A floating tensor with NaN or infinity.
@@ -138,7 +161,7 @@ class LossyModel:
                 bits += scanned.share * rule.n_bits
                 error += scanned.share * rule.error * own * own
                 energy += scanned.share * scanned.sample.energy
-            self._estimates[step] = bits / 8, math.sqrt(error / energy) if energy else 0.0
+            self._estimates[step] = CODER * bits / 8, math.sqrt(error / energy) if energy else 0.0
         return self._estimates[step]
 
     def overhead(self, step: float) -> float:
@@ -149,12 +172,12 @@ class LossyModel:
             for scanned in self._scanned.values()
         )
         floats = (self.n_elements - n_coded) * (self._mantissa(step) + 4) / 8
-        return 300 + 12 * len(self._checkpoint.entries) + 16 * n_sections + floats + self._n_other
+        return 150 + 3 * len(self._checkpoint.entries) + 7 * n_sections + floats + self._n_other
 
-    def draft(self, plan: float | Mixture, spool: BinaryIO, progress: Callable[[Entry], None]) -> Pass:
-        """All tensors at a step, or at a mixture of two."""
-        plan = plan if isinstance(plan, Mixture) else Mixture(plan, plan, self.n_elements)
-        done = Pass(Draft(spool, thorough=False), plan.step)
+    def draft(self, plan: float | Plan, spool: BinaryIO, progress: Callable[[Entry], None]) -> Pass:
+        """All tensors at a step, or each at those of a plan."""
+        plan = plan if isinstance(plan, Plan) else Plan(((self.n_elements, plan),))
+        done = Pass(Draft(spool, thorough=False), plan.parts[0][1])
         dense: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
         layers = {norm: layer for layer, norm in self._norms.items()}
@@ -191,29 +214,30 @@ class LossyModel:
         error = self.estimate(2.0 ** (round(math.log2(step) * PER_OCTAVE) / PER_OCTAVE))[1]
         return min(52, max(3, math.ceil(math.log2(EXACTER / max(error, 2.0**-40))) - 1))
 
-    def _narrowed(self, name: str, tensor: Tensor, plan: Mixture) -> Tensor:
-        if not tensor.is_floating_point():
+    def _narrowed(self, name: str, tensor: Tensor, plan: Plan) -> Tensor:
+        if not tensor.is_floating_point() or not tensor.numel():
             return tensor
-        n_fine = min(tensor.numel(), max(0, plan.n_fine - self._starts[name]))
-        if n_fine == tensor.numel():
-            return _rounded(tensor, self._mantissa(plan.step))
-        parts = torch.split(tensor.flatten(), [n_fine, tensor.numel() - n_fine])
-        mantissas = self._mantissa(plan.step), self._mantissa(plan.coarser)
-        return torch.cat([_rounded(part, m) for part, m in zip(parts, mantissas, strict=True)]).reshape(tensor.shape)
+        cuts = plan.cut(self._starts[name], tensor.numel(), 1)
+        parts = torch.split(tensor.flatten(), [n for n, _ in cuts])
+        rounded = [_rounded(part, self._mantissa(step)) for part, (_, step) in zip(parts, cuts, strict=True)]
+        return (torch.cat(rounded) if len(rounded) > 1 else rounded[0]).reshape(tensor.shape)
 
-    def _leveled(self, name: str, tensor: Tensor, plan: Mixture) -> Leveled:
-        scanned = self._scanned[name]
-        scaled = windows(tensor)
-        n_fine = (plan.n_fine - self._starts[name]) // scaled.shape[1]
-        fine, coarse = (_step_for(step, scanned.largest) for step in (plan.step, plan.coarser))
-        step = fine if n_fine > 0 else coarse
-        scaled /= np.float32(step)
-        cuts = min(len(scaled), max(0, n_fine))
-        parts = [(scaled[:cuts], fine), (scaled[cuts:], coarse)]
-        levels = [levels_of(part, scanned.sample.rule(own)) for part, own in parts if len(part)]
-        return leveled(tensor, scaled, np.concatenate(levels) if len(levels) > 1 else levels[0], step)
+    def _leveled(self, name: str, tensor: Tensor, plan: Plan) -> Leveled:
+        scanned, scaled = self._scanned[name], windows(tensor)
+        n_window, levels, start = scaled.shape[1], [], 0
+        cuts = [(n // n_window, _step_for(step, scanned.largest))
+                for n, step in plan.cut(self._starts[name], scanned.n_weights, n_window)]  # fmt: skip
+        if len(cuts) == 1:
+            scaled /= np.float32(cuts[0][1])
+            return leveled(tensor, scaled, levels_of(scaled, scanned.sample.rule(cuts[0][1])), cuts[0][1])
+        # Levels are those that each part has at its own step and so cost the same; they then stand for the finest step.
+        finest = min(step for _, step in cuts)
+        for n, step in cuts:
+            levels.append(levels_of(scaled[start : start + n] / np.float32(step), scanned.sample.rule(step)))
+            start += n
+        return leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest)
 
-    def _moved(self, norm: str, layer: str, after: Tensor | None, plan: Mixture) -> Mapping[str, Tensor]:
+    def _moved(self, norm: str, layer: str, after: Tensor | None, plan: Plan) -> Mapping[str, Tensor]:
         """Statistics of a batch norm for its rounded layer; none where they do not fit it."""
         before = self._checkpoint.read(layer).cpu()
         if not _is_coded(before):
