@@ -86,7 +86,7 @@ class Plan:
                 parts[-1] = max(end, parts[-1][0]), step
             elif end > (parts[-1][0] if parts else 0):
                 parts.append((end, step))
-        return Plan(tuple(parts))
+        return Plan(tuple(parts) or self.parts[:1])
 
     def cut(self, start: int, n: int, multiple: int) -> list[tuple[int, float]]:
         """The parts of ``n`` elements from ``start`` on as (number of elements, step), cut at multiples."""
