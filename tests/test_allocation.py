@@ -27,7 +27,7 @@ def convolutions(weights: Weights) -> dict[str, torch.Tensor]:
 
 
 def transformer(weights: Weights) -> dict[str, torch.Tensor]:
-    state = {"tokens.weight": weights(1000, 32), "places": weights(64, 32)}
+    state = {"tokens.weight": weights(500, 32), "places": weights(64, 32)}
     for layer in range(2):
         for name in ("query", "key", "value", "out"):
             state[f"{layer}.{name}.weight"] = weights(32, 32) / 6
@@ -81,7 +81,7 @@ def check(state: dict[str, torch.Tensor], out: Path, target: int) -> None:
 @pytest.mark.parametrize("kind", NETS)
 def test_targets_are_met(kind: str, tmp_path: Path) -> None:
     least, most = least_and_most(NETS[kind], tmp_path / "m.smask")
-    for target in (max(N_LEAST_EXACT, least + least // 20), (least * most) ** 0.5, most):
+    for target in (max(N_LEAST_EXACT, least + least // 20), (least * most) ** 0.5):
         check(NETS[kind], tmp_path / "m.smask", int(target))
 
 

@@ -1,12 +1,15 @@
 """Lossy conversion without data: sizes and errors that were asked for, statistics that follow, nothing lost silently."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from threadpoolctl import threadpool_limits
 
 import smask
 from smask import architectures, named_nets
@@ -116,6 +119,22 @@ def test_same_checkpoint_same_bytes_at_a_goal(tmp_path: Path) -> None:
     assert (tmp_path / "0.smask").read_bytes() == (tmp_path / "1.smask").read_bytes()
 
 
+@pytest.mark.clause("W-01")
+def test_threads_do_not_change_bytes(tmp_path: Path) -> None:
+    state = {**net("resnet20"), "head": torch.randn(600, 1000, generator=torch.Generator().manual_seed(3)) / 30}
+    n_threads, written = torch.get_num_threads(), []
+    for goal in ({"bits": 2}, {"max_error": 0.1}):
+        for number in (1, 3):
+            try:
+                torch.set_num_threads(number)
+                with threadpool_limits(number):
+                    convert_checkpoint(state, tmp_path / "m.smask", overwrite=True, **goal)
+            finally:
+                torch.set_num_threads(n_threads)
+            written.append((tmp_path / "m.smask").read_bytes())
+    assert written[0] == written[1] != written[2] == written[3]
+
+
 @pytest.mark.parametrize("form", ["state dict", "alphabetic"])
 def test_batch_norms_follow_their_layers(tmp_path: Path, form: str) -> None:
     """On inputs that share a mean, moved statistics are nearer to the true ones than those left behind."""
@@ -168,6 +187,18 @@ def test_command(found: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureF
     assert main([*command[:4], "--bits", "4", "--eval", "digits", "--force"]) == 2
     assert main([*command[:4], "--target-size", "40", "--force"]) == 2
     assert "small parameters alone" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_gigabyte_takes_less_than_two_of_memory() -> None:
+    pytest.importorskip("resource")
+    tool = Path(__file__).parents[1] / "tools/convert_cost.py"
+    done = subprocess.run([sys.executable, tool, "--bits", "3"], capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["convert"]["raw_bytes"] > 0.98e9
+    assert report["convert"]["peak_bytes"] < 1e9
+    assert report["decode"]["peak_bytes"] < 2e9
+    assert report["convert"]["n_bytes"] <= 3 / 8 * report["convert"]["n_weights"]
 
 
 @pytest.mark.long

@@ -49,6 +49,19 @@ def test_assembly_is_the_inverse(magnitudes: list[int], n_planes: int, flip: boo
     assert (assembly.flip.tobytes() if flip else None) == (packed_flips.tobytes() if flip else None)
 
 
+@pytest.mark.parametrize(
+    "n", [0, 1, 7, 8, 9, 63, 64, 65, 1000, 8 * planes.N_CHUNK_BYTES + 8, 20 * planes.N_CHUNK_BYTES + 3]
+)
+@pytest.mark.parametrize("density", [0, 0.01, 0.4, 1])
+def test_extracted_bits_are_deposited_again(n: int, density: float) -> None:
+    random = np.random.default_rng(n)
+    where, bits = (np.packbits(random.random(n) < part, bitorder="little") for part in (density, 0.5))
+    got, want = planes.extract(bits, where), planes.extract_reference(bits, where)
+    assert (got.n_bits, got.packed.tobytes()) == (want.n_bits, want.packed.tobytes())
+    back = planes.deposit(got, where)
+    assert back.tobytes() == planes.deposit_reference(got, where).tobytes() == (bits & where).tobytes()
+
+
 def test_flips_of_weights_that_are_not_kept_are_dropped() -> None:
     mask, flips = np.array([0b0101], np.uint8), np.array([0b1111], np.uint8)
     (_, _, _), (_, kind, bits) = planes.sections([mask], flips, 4)

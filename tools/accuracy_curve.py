@@ -106,8 +106,8 @@ METHODS = {
 }
 
 
-def main() -> int:
-    arguments = _arguments()
+def main(argv: list[str] | None = None) -> int:
+    arguments = _arguments(argv)
     mean, std = ([float(part) for part in _parts(text)] or None for text in (arguments.mean, arguments.std))
     arch = named_nets.architecture(arguments.arch, mean=mean, std=std)
     data = load_dataset(arguments.eval)
@@ -148,7 +148,7 @@ def main() -> int:
     return 0
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     option("checkpoint", type=Path, help="a file that smask convert reads")
@@ -160,7 +160,7 @@ def _arguments() -> argparse.Namespace:
     option("--nncodec", metavar="PYTHON", help="interpreter of an environment with nncodec")
     option("--qps", default="-36,-32,-28,-24,-22,-20,-18,-16", help="its quantisation parameters (default %(default)s)")
     option("-o", "--output", required=True, type=Path, metavar="OUT", help="OUT.json and OUT.png")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for size in _parts(arguments.sizes):
         size_of(size)
     return arguments
