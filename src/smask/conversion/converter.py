@@ -55,7 +55,8 @@ def convert_checkpoint(
         out: File to write.
         lossless: True to forbid a goal; by default whatever the goal says.
         bits: Goal: most bits a weight, whole file over all tensors.
-        target_size: Goal: most bytes of the whole file, as a number or ``60kB``; the file is at most 1 % smaller.
+        target_size: Goal: most bytes of the whole file, as a number or ``60kB``; the file is at most 1 % smaller (some
+            twenty bytes where it is tiny), unless sixteen planes a tensor do not fill it.
         max_error: Goal: largest Euclidean length of the difference over that of the weights, all matrices together.
         arch: Architecture for :func:`smask.load`; counters of batch norms that an old checkpoint lacks are added as 0.
         key: Name under which a nested checkpoint holds the wanted tensors.
