@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+from ..checkpoints import Checkpoint, Entry
 from ..errors import ArgumentError, SmaskError, TargetError
-from .checkpoints import Checkpoint, Entry
 from .goals import Goal
 from .lossy import LossyModel, Pass, grid
+from .overlay import Overlay
 from .report import Rivals
 
 # A file is this part below its target or less; the search aims between, and gives up after so many passes.
@@ -25,10 +26,11 @@ class Search:
 
     def __init__(
         self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
-        progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str],
+        progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str], overlay: Overlay | None,
     ) -> None:  # fmt: skip
         self._goal, self._spool, self._progress, self._arch, self._meta = goal, spool, progress, arch, meta
-        self._model = LossyModel(checkpoint, rivals.take)
+        self._overlay = overlay
+        self._model = LossyModel(checkpoint, rivals.take, overlay)
 
     def run(self) -> Pass:
         """The pass whose file is nearest to the goal without missing it."""
@@ -75,7 +77,8 @@ class Search:
     def _measure(self, done: Pass) -> float:
         if self._goal.error:
             return math.log(max(done.relative_error, 2.0**-60))
-        return float(done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta))
+        digest = self._overlay.base.digest if self._overlay else None
+        return float(done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta, base_digest=digest))
 
     def _unreachable(self, got: float) -> SmaskError:
         if self._goal.error:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import bases, planes
+from .. import bases
+from ..checkpoints import Checkpoint, Entry
 from ..draft import Draft
 from ..errors import CheckpointError
 from ..integrity import NAME_OF_DTYPE, raw_bytes
 from ..reconstruction import CodedTensor, reconstruct
 from ..records import Record
-from ..stored_tensors import coded_record
 from . import moments, rounding
-from .checkpoints import Checkpoint, Entry
+from .overlay import Overlay
 from .rounding import Floats, Levels
 
 # Below this a tensor's record, scale and sections cost more than its planes save.
@@ -64,8 +64,14 @@ class LossyModel:
         CheckpointError: A floating tensor with NaN or infinity.
     """
 
-    def __init__(self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None], overlay: Overlay | None = None
+    ) -> None:
         self._checkpoint = checkpoint
+        self._overlay = overlay
+        # Energies of weights that are not those of what is coded: of tensors over a base, and of those that it gives.
+        self._energies: dict[str, float] = {}
+        self._kept: dict[str, float] = {}
         self._samples: dict[str, tuple[Floats, float]] = {}
         self._norms = moments.norms_after(checkpoint.entries)
         self.largest = 0.0
@@ -75,8 +81,11 @@ class LossyModel:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 advice = "keep it with lossless / --lossless"
                 raise CheckpointError(checkpoint.source, "NaN or infinity, which has no rounding", entry.name, advice)
-            if _is_coded(tensor) and entry.alias_of is None:
-                magnitude = _floats(tensor).reshape(-1)
+            if overlay is not None and _is_coded(tensor):
+                energy = float(tensor.float().square().sum(dtype=torch.float64))
+                (self._kept if overlay.gives(entry.name, tensor) else self._energies)[entry.name] = energy
+            if _is_coded(tensor) and entry.alias_of is None and entry.name not in self._kept:
+                magnitude = _difference(tensor, self._near(entry.name, tensor)).reshape(-1)
                 np.abs(magnitude, out=magnitude)
                 if not np.isfinite(magnitude).all():
                     raise CheckpointError(checkpoint.source, "weights beyond binary32", entry.name)
@@ -91,18 +100,18 @@ class LossyModel:
 
     def estimate(self, step: float) -> tuple[float, float]:
         """Bytes of all planes and the relative error at a step, from the samples."""
-        bits = error = energy = 0.0
-        for sample, share in self._samples.values():
+        bits, error, energy = 0.0, 0.0, sum(self._kept.values())
+        for name, (sample, share) in self._samples.items():
             own = _step_for(step, float(sample.max(initial=0)))
             rule = rounding.learn(sample / np.float32(own))
             bits += share * rule.n_bits
             error += share * rule.error * own * own
-            energy += share * float(sample @ sample)
+            energy += self._energies.get(name, share * float(sample @ sample))
         return bits / 8, math.sqrt(error / energy) if energy else 0.0
 
     def draft(self, step: float, spool: BinaryIO, progress: Callable[[Entry], None]) -> Pass:
         """All tensors at a step."""
-        done = Pass(Draft(spool, thorough=False), step)
+        done = Pass(Draft(spool, thorough=False), step, energy=sum(self._kept.values()))
         mantissa = self._mantissa(step)
         first: dict[tuple[object, ...], str] = {}
         levels_of: dict[str, CodedTensor] = {}
@@ -116,8 +125,9 @@ class LossyModel:
                     statistics |= self._moved(norm, layers[norm], levels_of.pop(layers[norm], None), step)
                     done.moved += [norm] if entry.name in statistics else []
                 tensor = statistics.pop(entry.name, tensor)
-            if not _is_coded(tensor):
-                done.draft.add(entry.name, _rounded(tensor, mantissa) if tensor.is_floating_point() else tensor)
+            if not _is_coded(tensor) or entry.name in self._kept:
+                rounded = tensor if entry.name in self._kept else _rounded(tensor, mantissa)
+                done.draft.add(entry.name, *self._over(entry, tensor, rounded))
             else:
                 content = (tensor.dtype, tensor.shape, hashlib.sha256(raw_bytes(tensor).numpy().data).digest())
                 name = first.setdefault(content, entry.name)
@@ -135,6 +145,18 @@ class LossyModel:
             progress(entry)
         return done
 
+    def _near(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        return None if self._overlay is None else self._overlay.near(name, tensor)
+
+    def _over(self, entry: Entry, tensor: Tensor, rounded: Tensor) -> tuple[Tensor, tuple[str, Tensor] | None]:
+        """The values to be stored of a small tensor and what they may be over: the base's where those are as near."""
+        found = None if self._overlay is None else self._overlay.over(entry.name, entry.shape, entry.dtype)
+        if found is None or found[1].dtype != tensor.dtype or not tensor.is_floating_point():
+            return rounded, found
+        origin = found[1].double()
+        as_near = (origin - tensor.double()).abs() <= (rounded.double() - tensor.double()).abs().max()
+        return (found[1] if tensor.numel() and bool(as_near.all()) else rounded), found
+
     def _stream(self, name: str) -> int:
         return next(index for index, entry in enumerate(self._checkpoint.entries) if entry.name == name)
 
@@ -145,14 +167,16 @@ class LossyModel:
         return min(52, max(3, math.ceil(math.log2(EXACTER / max(self.estimate(step)[1], 2.0**-40))) - 1))
 
     def _coded(self, tensor: Tensor, step: float, stream: int, *, sample: str) -> CodedTensor:
-        weights = _floats(tensor)
+        near = self._near(sample, tensor)
+        weights = _difference(tensor, near)
         magnitudes = self._samples[sample][0] if sample in self._samples else _sampled(np.abs(weights.reshape(-1)))
         step = _step_for(step, float(np.abs(weights).max(initial=0)))
         rule = rounding.learn(magnitudes / np.float32(step))
         scaled = weights / np.float32(step)
         levels = rounding.levels_of(scaled, rule)
         offset = rounding.centre(np.abs(scaled), np.abs(levels)) if rule.gains.size else 0.0
-        return _coded_tensor(tensor, levels.reshape(-1), step, offset, stream)
+        coded = _coded_tensor(tensor, levels.reshape(-1), step, offset, stream)
+        return coded if near is None else replace(coded, of=near[0], origin=near[1])
 
     def _moved(self, norm: str, layer: str, coded: CodedTensor | None, step: float) -> Mapping[str, Tensor]:
         """Statistics of a batch norm for its rounded layer; none where they do not fit it."""
@@ -203,6 +227,11 @@ def _floats(tensor: Tensor) -> Floats:
     return array
 
 
+def _difference(tensor: Tensor, near: tuple[str, Tensor] | None) -> Floats:
+    """What is to be coded of a tensor, as :func:`_floats`."""
+    return _floats(tensor) if near is None else _floats(tensor.float() - near[1].float())
+
+
 def _sampled(magnitudes: Floats) -> Floats:
     # The stride is odd, so that it is no multiple of the size of a row, mostly.
     stride = len(magnitudes) // N_SAMPLE | 1
@@ -210,7 +239,9 @@ def _sampled(magnitudes: Floats) -> Floats:
 
 
 def _rounded(tensor: Tensor, mantissa: int) -> Tensor:
-    """Floats with so many bits after the leading one, ties away from zero."""
+    """Floats with so many bits after the leading one, ties away from zero; all else as it is."""
+    if not tensor.is_floating_point():
+        return tensor
     wide = tensor.double()
     fraction, exponent = torch.frexp(wide)
     rounded = torch.ldexp((fraction * 2.0 ** (mantissa + 1)).round() / 2.0 ** (mantissa + 1), exponent)
@@ -233,10 +264,11 @@ def _coded_tensor(tensor: Tensor, levels: Levels, step: float, offset: float, st
 
 
 def _append(done: Pass, name: str, tensor: Tensor, coded: CodedTensor, weights: Tensor) -> None:
-    record, parameters = coded_record(name, coded)
-    assert coded.flip is not None
-    sections = planes.sections([plane.numpy() for plane in coded.planes], coded.flip.numpy(), coded.n_weights)
-    done.draft.append(weights, record, parameters=parameters, sections=sections)
+    if coded.origin is not None and coded.origin.dtype == tensor.dtype and not any(map(torch.any, coded.planes)):
+        weights = coded.origin
+        done.draft.add(name, weights, (coded.of or "", weights))
+    else:
+        done.draft.add_coded(name, weights, coded)
     error = float((tensor.float() - weights.float()).square().sum(dtype=torch.float64))
     energy = float(tensor.float().square().sum(dtype=torch.float64))
     done.errors[name] = math.sqrt(error / energy) if energy else 0.0
