@@ -14,9 +14,12 @@ import smask
 from smask import architectures, errors, named_nets
 from smask.cli.main import main
 from smask.conversion.converter import convert_checkpoint
+from smask.conversion.lossy import _rounded
+from smask.conversion.overlay import Overlay
 from smask.integrity import raw_bytes
 from smask.recipe import Recipe
 from smask.reconstruction import CodedTensor, reconstruct, reconstruct_reference
+from smask.stored_tensors import difference_record
 from test_stored_tensors import exactly
 
 ARCH = named_nets.architecture("mlp:64-48-32-10")
@@ -134,6 +137,22 @@ def test_error_is_that_over_the_weights(base, tuned, tmp_path: Path) -> None:
     assert smask.verify(tmp_path / "fine.smask", base=base).same
 
 
+def test_a_layer_that_is_only_masked_keeps_its_statistics(tmp_path: Path) -> None:
+    base = architectures.build(named_nets.architecture("resnet20")).state_dict()
+    random = torch.Generator().manual_seed(3)
+    state = {name: tensor.clone() for name, tensor in base.items()}
+    matrices = [name for name in base if base[name].dim() > 1]
+    for name in matrices:  # zeros of both signs, as products with masks leave them
+        state[name] *= (torch.rand(state[name].shape, generator=random) < 0.7).float()
+    state[matrices[-1]] += 0.01 * torch.randn(state[matrices[-1]].shape, generator=random)
+    report = convert_checkpoint(state, tmp_path / "m.smask", base=base, max_error=0.02)
+    assert [t.stored_as for t in report.tensors if t.name in matrices[:-1]] == ["mask of base"] * (len(matrices) - 1)
+    assert report.moved == ()
+    again = smask.decode(tmp_path / "m.smask", base=base)
+    assert all(torch.equal(state[name], again[name]) for name in matrices[:-1])
+    assert report.n_bytes < 0.04 * report.raw_bytes
+
+
 @pytest.mark.parametrize("goal", [{}, {"max_error": 1e-4}])
 def test_a_loaded_model_is_saved_over_the_base_again(base, tuned, tmp_path: Path, goal) -> None:
     convert_checkpoint(tuned, tmp_path / "m.smask", base=base, arch=ARCH, **goal)
@@ -188,6 +207,25 @@ def test_arithmetic_over_an_origin_by_hand(method, flushing: bool) -> None:
     assert not torch.signbit(masked[0, [1, 2, 4]]).any()
     assert ulp[0, 0] == (1.0 + drawn[0, 0].double()).float()
     assert ulp[0, 6] == (-5.0 + drawn[0, 6].double()).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_small_floats_are_rounded_towards_short_differences(dtype: torch.dtype) -> None:
+    random, limits = torch.Generator().manual_seed(0), torch.finfo(dtype)
+    old = torch.randn(500, generator=random, dtype=torch.float64)
+    new = old * (1 + 1e-3 * torch.randn(500, generator=random, dtype=torch.float64))
+    # Another sign, zeros, and what lies at the ends of the range.
+    new[:6] = torch.tensor([-old[0], 0.0, -0.0, limits.max, limits.tiny, limits.tiny / 4], dtype=torch.float64)
+    old[6] = 0
+    old, new = old.to(dtype), new.to(dtype)
+    overlay = Overlay(smask.open_base({"w": old}), "")
+    for n_mantissa in (3, 6, 10, 15, 23, 52):
+        nearest = _rounded(new, n_mantissa)
+        found = overlay.rounded(new, old, n_mantissa, nearest)
+        error = (found.double() - new.double()).abs()
+        assert bool((error <= new.double().abs() * 2.0**-n_mantissa).all())
+        short, plain = (difference_record("w", value, old, "")[1] for value in (found, nearest))
+        assert np.count_nonzero(short) <= np.count_nonzero(plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -51,6 +51,17 @@ def restored(folded: Packed, origin: Packed) -> Packed:
     return values.reshape(folded.shape)
 
 
+def coarse(folded: Packed, n_bits: int) -> Packed:
+    """Differences whose lowest bits are 0 but for that of the sign: off by at most half of 2 to their number."""
+    z = _words(folded)
+    one, n = z.dtype.type(1), z.dtype.type(n_bits)
+    if not n_bits:
+        return folded
+    k = ((z >> one) + (one << (n - one))) >> n
+    rounded: Packed = ((k << (n + one)) | (z & one)).view(np.uint8)
+    return rounded.reshape(folded.shape)
+
+
 def n_bytes_estimated(values: Packed) -> float:
     """Bytes that elements take when zeros become a plane and the others byte planes, each at its entropy."""
     values = values[:: max(1, len(values) // N_LOOKED_AT)]

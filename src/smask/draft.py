@@ -22,6 +22,8 @@ from .stored_tensors import coded_record, difference_record, difference_sections
 
 # From this many elements on a tensor has sections of its own: the others wait in memory for the planes that they share.
 N_OWN_SECTIONS = 1 << 10
+# The like for a mask of a tensor of the base, which has one or two sections and a scale.
+N_MASKED = 1 << 8
 
 
 class Draft:
@@ -82,7 +84,7 @@ class Draft:
         if overlays.equal_bits(tensor, origin):
             self.append(tensor, Record(name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], of=of))
             return True
-        if tensor.numel() >= N_OWN_SECTIONS:
+        if tensor.numel() >= N_MASKED:
             masked = overlays.mask_of(tensor, origin, of)
             if masked is not None:
                 self.add_coded(name, tensor, masked)

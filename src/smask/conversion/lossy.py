@@ -83,7 +83,7 @@ class LossyModel:
                 raise CheckpointError(checkpoint.source, "NaN or infinity, which has no rounding", entry.name, advice)
             if overlay is not None and _is_coded(tensor):
                 energy = float(tensor.float().square().sum(dtype=torch.float64))
-                (self._kept if overlay.gives(entry.name, tensor) else self._energies)[entry.name] = energy
+                (self._kept if overlay.gives(entry.name, tensor + 0.0) else self._energies)[entry.name] = energy
             if _is_coded(tensor) and entry.alias_of is None and entry.name not in self._kept:
                 magnitude = _difference(tensor, self._near(entry.name, tensor)).reshape(-1)
                 np.abs(magnitude, out=magnitude)
@@ -120,14 +120,17 @@ class LossyModel:
         for stream, entry in enumerate(self._checkpoint.entries):
             tensor = self._checkpoint.read(entry.name).cpu()
             norm = entry.name.removesuffix(moments.MEAN).removesuffix(moments.VARIANCE)
-            if norm != entry.name and norm in layers:
+            if norm != entry.name and norm in layers and layers[norm] not in self._kept:
                 if entry.name not in statistics:
                     statistics |= self._moved(norm, layers[norm], levels_of.pop(layers[norm], None), step)
                     done.moved += [norm] if entry.name in statistics else []
                 tensor = statistics.pop(entry.name, tensor)
             if not _is_coded(tensor) or entry.name in self._kept:
-                rounded = tensor if entry.name in self._kept else _rounded(tensor, mantissa)
-                done.draft.add(entry.name, *self._over(entry, tensor, rounded))
+                # Pruning by products leaves zeros of either sign, which no mask gives.
+                exact = entry.name in self._kept
+                done.draft.add(
+                    entry.name, *self._over(entry, tensor + 0.0 if exact else tensor, 52 if exact else mantissa)
+                )
             else:
                 content = (tensor.dtype, tensor.shape, hashlib.sha256(raw_bytes(tensor).numpy().data).digest())
                 name = first.setdefault(content, entry.name)
@@ -148,14 +151,15 @@ class LossyModel:
     def _near(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         return None if self._overlay is None else self._overlay.near(name, tensor)
 
-    def _over(self, entry: Entry, tensor: Tensor, rounded: Tensor) -> tuple[Tensor, tuple[str, Tensor] | None]:
+    def _over(self, entry: Entry, tensor: Tensor, mantissa: int) -> tuple[Tensor, tuple[str, Tensor] | None]:
         """The values to be stored of a small tensor and what they may be over: the base's where those are as near."""
+        rounded = _rounded(tensor, mantissa)
         found = None if self._overlay is None else self._overlay.over(entry.name, entry.shape, entry.dtype)
-        if found is None or found[1].dtype != tensor.dtype or not tensor.is_floating_point():
+        if self._overlay is None or found is None or found[1].dtype != tensor.dtype or not tensor.is_floating_point():
             return rounded, found
         origin = found[1].double()
         as_near = (origin - tensor.double()).abs() <= (rounded.double() - tensor.double()).abs().max()
-        return (found[1] if tensor.numel() and bool(as_near.all()) else rounded), found
+        return (found[1] if bool(as_near.all()) else self._overlay.rounded(tensor, found[1], mantissa, rounded)), found
 
     def _stream(self, name: str) -> int:
         return next(index for index, entry in enumerate(self._checkpoint.entries) if entry.name == name)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..integrity import NAME_OF_DTYPE
+from .. import bitdifference
+from ..integrity import NAME_OF_DTYPE, raw_bytes
 from ..origins import Base, fits, origin_problem
 from ..overlays import equal_bits, mask_of
 
@@ -28,6 +31,21 @@ class Overlay:
         if not fits(shape, dtype, self.base.entry(origin)):
             return None
         return "" if origin == name else origin, self.base.tensor(origin)
+
+    def rounded(self, tensor: Tensor, origin: Tensor, n_mantissa: int, nearest: Tensor) -> Tensor:
+        """A small tensor with so many bits after the leading one exact, whose difference from the base is short.
+
+        Args:
+            tensor, origin: Floating, of the same shape and dtype.
+            n_mantissa: Number of these bits.
+            nearest: The nearest numbers of so many bits, taken where differences cannot be dropped so (near zero).
+        """
+        n_all = round(-math.log2(torch.finfo(tensor.dtype).eps))
+        values, old = (raw_bytes(part).numpy().reshape(-1, part.element_size()) for part in (tensor, origin))
+        folded = bitdifference.coarse(bitdifference.difference(values, old), max(0, n_all - n_mantissa))
+        found = torch.from_numpy(bitdifference.restored(folded, old)).view(tensor.dtype).reshape(tensor.shape)
+        near = (found.double() - tensor.double()).abs() <= tensor.double().abs() * 2.0**-n_mantissa
+        return torch.where(near, found, nearest)
 
     def gives(self, name: str, tensor: Tensor) -> bool:
         """Whether a tensor is that of the base, or a mask of it, to the bit."""
