@@ -91,7 +91,10 @@ def decode_file(
         return decode_section(coding, data[place - size : place], n_bits)
 
     states = [Planes(r.size if r.planes else 0) for r in m.tensors]
-    arrays = iter(join_byte_planes(m.sizes, m.byte_planes, section))
+    try:
+        arrays = iter(join_byte_planes(m.sizes, m.byte_planes, section))
+    except Missing:
+        raise Refused("P-05", "not even the floats") from None
     try:
         read_in_order(m, states, section)
     except Missing:

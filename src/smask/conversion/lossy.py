@@ -83,7 +83,8 @@ class LossyModel:
                 raise CheckpointError(checkpoint.source, "NaN or infinity, which has no rounding", entry.name, advice)
             if overlay is not None and _is_coded(tensor):
                 energy = float(tensor.float().square().sum(dtype=torch.float64))
-                (self._kept if overlay.gives(entry.name, tensor + 0.0) else self._energies)[entry.name] = energy
+                energies = self._kept if overlay.gives(entry.name, tensor + 0.0) else self._energies
+                energies[entry.name] = 0.0 if entry.alias_of else energy
             if _is_coded(tensor) and entry.alias_of is None and entry.name not in self._kept:
                 magnitude = _difference(tensor, self._near(entry.name, tensor)).reshape(-1)
                 np.abs(magnitude, out=magnitude)
@@ -155,8 +156,10 @@ class LossyModel:
         """The values to be stored of a small tensor and what they may be over: the base's where those are as near."""
         rounded = _rounded(tensor, mantissa)
         found = None if self._overlay is None else self._overlay.over(entry.name, entry.shape, entry.dtype)
-        if self._overlay is None or found is None or found[1].dtype != tensor.dtype or not tensor.is_floating_point():
+        if self._overlay is None or found is None or found[1].dtype != tensor.dtype:
             return rounded, found
+        if not tensor.is_floating_point() or not tensor.numel():
+            return tensor, found
         origin = found[1].double()
         as_near = (origin - tensor.double()).abs() <= (rounded.double() - tensor.double()).abs().max()
         return (found[1] if bool(as_near.all()) else self._overlay.rounded(tensor, found[1], mantissa, rounded)), found
