@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def main() -> int:
             except TargetError:
                 row |= {"separate_bytes": None, "separate_accuracy": None}
             rows.append(row)
+            print(row, file=sys.stderr, flush=True)
     fields = {"checkpoint": arguments.checkpoint.name, "target_size": arguments.target_size, "accuracy_before": before}
     print(json.dumps({"machine": facts(), **fields, "plane_ends": ends, "prefixes": rows}, indent=1))
     return 0
