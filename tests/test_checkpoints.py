@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from smask.conversion import pickles
-from smask.conversion.checkpoints import open_checkpoint
+from smask import pickles
+from smask.checkpoints import open_checkpoint
 from smask.errors import ArgumentError, CheckpointError, DataError
 from smask.integrity import raw_bytes
 

@@ -37,16 +37,16 @@ def test_accept_vectors(vectors: Path) -> None:
     assert set(expected) == {path.stem for path in (vectors / "accept").glob("*.smask")}
     for name, tensors in expected.items():
         data = (vectors / f"accept/{name}.smask").read_bytes()
-        decoded = smask.decode(data)
+        decoded = smask.decode(data, base=vectors / "accept/base.smask")
         assert [(t["name"], t["shape"]) for t in tensors] == [(k, list(v.shape)) for k, v in decoded.items()]
         for tensor in tensors:
             assert sha256(raw_bytes(decoded[tensor["name"]]).numpy().tobytes()).hexdigest() == tensor["sha256"], name
-        assert smask.verify(data).same
+        assert smask.verify(data, base=vectors / "accept/base.smask").same
 
 
 CLAUSES_OF_REJECTED = (
     "C-01", "C-02", "C-03", "C-04", "Z-01", "M-01", "M-02", "M-03", "M-04", "M-05", "M-06", "M-07", "M-08", "M-09", "M-12", "M-13", "M-14",
-    "B-02", "F-03", "F-04", "R-02", "A-01", "A-02", "A-03", "A-04", "A-05",
+    "M-15", "M-16", "B-02", "F-03", "F-04", "R-02", "I-03", "I-04", "S-06", "A-01", "A-02", "A-03", "A-04", "A-05",
 )  # fmt: skip
 
 
@@ -69,6 +69,11 @@ CLAUSES_OF_REJECTED = (
 @pytest.mark.clause("M-12")
 @pytest.mark.clause("M-13")
 @pytest.mark.clause("M-14")
+@pytest.mark.clause("M-15")
+@pytest.mark.clause("M-16")
+@pytest.mark.clause("I-03")
+@pytest.mark.clause("I-04")
+@pytest.mark.clause("S-06")
 @pytest.mark.clause("F-03")
 @pytest.mark.clause("F-04")
 @pytest.mark.clause("R-02")
@@ -80,7 +85,7 @@ def test_reject_vectors(vectors: Path) -> None:
     for name, case in expected.items():
         read = smask.load if case["by"] == "loader" else smask.decode
         with pytest.raises(getattr(errors, case["error"])) as caught:
-            read(vectors / f"reject/{name}.smask")
+            read(vectors / f"reject/{name}.smask", base=vectors / "accept/base.smask")
         assert getattr(caught.value, "clause", None) == case["clause"], name
         assert "\n" not in str(caught.value)
 

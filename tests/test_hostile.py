@@ -1,5 +1,6 @@
 """Any byte string yields a correct model or one of our errors: files damaged on purpose, sums recomputed."""
 
+import functools
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from smask.frames import compress
 from smask.integrity import raw_bytes
 
 N_MUTANTS = 250
+BASE = smask.open_base(ROOT / "spec/vectors/accept/base.smask")
 LIMITS = smask.Limits(max_weights=2**20)
 ODD = [
     None,
@@ -43,7 +45,9 @@ ODD = [
 
 
 def judged(data: bytes) -> None:
-    for read in (smask.decode, smask.load, smask.inspect):
+    over_base = functools.partial(smask.decode, base=BASE)
+    prefix = functools.partial(smask.decode, base=BASE, partial=True)
+    for read in (over_base, prefix, smask.load, smask.inspect):
         message = ""
         try:
             outcome = read(data, limits=LIMITS)
@@ -70,7 +74,7 @@ def mutated_fields(fields: object, chance: random.Random) -> object:
     return chance.choice(ODD)
 
 
-@pytest.fixture(params=["example", "mlp", "planes", "plain", "values"])
+@pytest.fixture(params=["example", "mlp", "planes", "plain", "values", "over"])
 def file(request: pytest.FixtureRequest, vectors: Path) -> bytes:
     return (vectors / f"accept/{request.param}.smask").read_bytes()
 

@@ -65,18 +65,20 @@ def test_odd_values(tensor: torch.Tensor) -> None:
     assert exactly(there_and_back(tensor), tensor)
 
 
+@pytest.mark.clause("P-02")
 @pytest.mark.clause("P-04")
-def test_sections_of_values_follow_their_plane() -> None:
+def test_sections_of_values_come_before_planes_and_byte_by_byte() -> None:
+    narrow = Record("n", (2,), dtype="U8", stored="U8", planes=1, base="values")
     other = Record("v", (4,), planes=2, scale=None)
     record, made = values_record("w", torch.tensor([0.0, 0.1, -0.0]))
     sections = list(made)
     assert [(kind, bits.n_bits) for kind, bits in sections] == [
         ("significance", 3), ("byte 3", 16), ("byte 2", 16), ("byte 1", 16), ("byte 0", 16),
     ]  # fmt: skip
-    assert bit_sections((record, other)) == [
-        (1, 1, "significance"), (0, 0, "significance"),
-        (0, 0, "byte 3"), (0, 0, "byte 2"), (0, 0, "byte 1"), (0, 0, "byte 0"),
-        (1, 0, "significance"), (1, 0, "refinement"),
+    assert bit_sections((other, record, narrow)) == [
+        (1, 0, "significance"), (2, 0, "significance"), (1, 0, "byte 3"), (1, 0, "byte 2"), (1, 0, "byte 1"),
+        (1, 0, "byte 0"), (2, 0, "byte 0"),
+        (0, 1, "significance"), (0, 0, "significance"), (0, 0, "refinement"),
     ]  # fmt: skip
     assert sections[1][1].packed.tobytes() == bytes([0x3D, 0x80])
 

@@ -12,9 +12,9 @@ from zstandard import DICT_TYPE_RAWCONTENT, ZstdCompressionDict
 
 from refbases import base_values
 from referrors import OverLimit, Refused, Unsupported, need
-from refmanifest import MAX_MANIFEST, read_manifest
-from refsections import Planes, decode_section, inflate
-from refvalues import join_byte_planes, plain_values, reconstruct, widen
+from refmanifest import MAX_MANIFEST, WIDTH, read_manifest
+from refsections import Planes, Sections, decode_section, inflate
+from refvalues import coarser, join_byte_planes, origin_values, plain_values, reconstruct, restore, widen
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype, shape, little-endian bytes
 DICTIONARY = Path(__file__).resolve().parents[1] / "src/smask/data/manifest.dict"
@@ -31,55 +31,118 @@ def check_manifest_size(size: int) -> None:
     need(size <= MAX_MANIFEST, "L-01", f"manifest of {size} bytes", OverLimit)
 
 
-def open_file(data: bytes) -> tuple[Record, int]:
-    """Manifest and place of the first blob, after all checks of sections 5 and 6."""
+def open_head(data: bytes) -> tuple[Record, int]:
+    """Manifest and place of the first blob, after the checks of both."""
     need(data[:6] == b"\x89SMASK", "C-01", "not an .smask file")
     need(len(data) >= 11, "C-02", f"{len(data)} bytes")
     need(data[6] == 1, "C-06", f"version {data[6]}", Unsupported)
     start = 11 + int.from_bytes(data[7:11], "little")
     need(start <= len(data), "C-03", "manifest frame beyond the file")
-    manifest = read_manifest(inflate(data[11:start], check_manifest_size, manifest_dictionary()))
+    return read_manifest(inflate(data[11:start], check_manifest_size, manifest_dictionary())), start
+
+
+def open_file(data: bytes) -> tuple[Record, int]:
+    """Manifest and place of the first blob, after all checks of sections 5 and 6."""
+    manifest, start = open_head(data)
     length = start + sum(size for _, size in manifest.blobs) + 32
     need(len(data) == length, "C-04", f"{len(data)} bytes, should be {length}")
     need(hashlib.sha256(data[:-32]).digest() == data[-32:], "C-05", "sha256")
     return manifest, start
 
 
-def decode_file(data: bytes) -> tuple[Record, dict[str, Tensor]]:
-    m, place = open_file(data)
+class Missing(Exception):  # noqa: N818
+    """A section at or past the end of a prefix."""
+
+
+def read_in_order(m: Record, states: list[Planes], section: Sections) -> None:
+    """Sections of [P-02]; stops at the first that is missing, with no part of a plane taken."""
+    values = [(r, state) for r, state in zip(m.tensors, states, strict=True) if r.width]
+    for _, state in values:
+        state.read(False, section)
+    for b in reversed(range(8)):
+        for r, state in values:
+            if b < r.width:
+                state.read_values(section)
+    for p in reversed(range(16)):
+        for r, state in zip(m.tensors, states, strict=True):
+            if p < (r.planes or 0) and not r.width:
+                before = state.significant.copy(), state.flips.copy()
+                try:
+                    state.read(r.flip, section)
+                except Missing:
+                    state.significant, state.flips = before
+                    raise
+
+
+def decode_file(
+    data: bytes, base: dict[str, Tensor] | None = None, *, prefix: bool = False
+) -> tuple[Record, dict[str, Tensor]]:
+    """A file, or the coarser tensors of a prefix of one."""
+    m, place = open_head(data) if prefix else open_file(data)
+    need(m.base_digest is None or (base is not None and base_digest(base) == m.base_digest), "I-03", "another base")
     blobs = iter(m.blobs)
 
     def section(_: str, n_bits: int) -> bitarray:
         nonlocal place
         coding, size = next(blobs)
+        if place + size > len(data):
+            raise Missing
         place += size
         return decode_section(coding, data[place - size : place], n_bits)
 
-    arrays = iter(join_byte_planes(m.sizes, m.byte_planes, section))
     states = [Planes(r.size if r.planes else 0) for r in m.tensors]
-    for p in reversed(range(16)):
-        for r, state in zip(m.tensors, states, strict=True):
-            if p < (r.planes or 0):
-                state.read(r.flip, section)
-                state.read_values(r.width, section)
+    try:
+        arrays = iter(join_byte_planes(m.sizes, m.byte_planes, section))
+    except Missing:
+        raise Refused("P-05", "not even the floats") from None
+    try:
+        read_in_order(m, states, section)
+    except Missing:
+        need(prefix, "C-04", "a section past the end")
     tensors = {}
     for r, state in zip(m.tensors, states, strict=True):
-        if r.same:
-            values = tensors[r.same][2]
-        elif r.width:
-            values = plain_values(state.stored(r.width), r.stored, r.dtype)
-        elif r.planes:
-            scale, offset = [widen(next(arrays), stored, "F32") for stored, _ in r.values] + [bytes(4)] * (not r.offset)
-            base = base_values(r.base, m.seed, r.stream, 0, r.size)
-            values = reconstruct(state, base, scale, offset, r.dtype)
-        else:
-            values = plain_values(next(arrays), r.stored, r.dtype)
+        parts = [next(arrays) for _ in r.values]
+        values = tensors[r.same][2] if r.same else tensor_of(m, r, state, parts, base or {})
         tensors[r.name] = (r.dtype, tuple(r.shape), values)
     return m, tensors
 
 
-def decode(data: bytes) -> dict[str, Tensor]:
-    return decode_file(data)[1]
+def tensor_of(m: Record, r: Record, state: Planes, parts: list[bytes], base: dict[str, Tensor]) -> bytes:
+    origin_dtype, origin = r.dtype, b""
+    if r.of is not None:
+        origin_dtype, shape, origin = base.get(r.of or r.name, ("", (), b""))
+        levels = r.planes and not r.width
+        need(shape == tuple(r.shape) and (levels or origin_dtype == r.dtype), "I-04", "no such tensor in the base")
+        need(origin_dtype, "I-04", "no such tensor in the base")
+    if r.copied:
+        return origin
+    if r.width:
+        whole = len(state.value_bytes) == r.width
+        if not whole and (r.of is not None or not state.value_bytes or "F" not in r.stored):
+            return origin if r.of is not None else bytes(WIDTH[r.dtype] * r.size)
+        stored = state.stored(r.width)
+        return plain_values(stored, r.stored, r.dtype) if r.of is None else restore(stored, origin, r.dtype)
+    if not r.planes:
+        return plain_values(parts[0], r.stored, r.dtype) if r.of is None else restore(parts[0], origin, r.dtype)
+    scale, offset = [widen(part, stored, "F32") for part, (stored, _) in zip(parts, r.values, strict=True)] + [
+        bytes(4)
+    ] * (not r.offset)
+    scale, offset = coarser(scale, offset, r.planes - len(state.planes) if state.planes else 0)
+    over = None if r.of is None else origin_values(origin, origin_dtype)
+    masked = r.base == "file"
+    numbers = over if masked else base_values(r.base, m.seed, r.stream, 0, r.size)
+    return reconstruct(
+        state, iter(numbers), scale, offset, r.dtype, added=None if masked else over, flush=over is not None
+    )
+
+
+def base_digest(base: dict[str, Tensor]) -> str:
+    """[I-03], of tensors whose names no wrapper has changed."""
+    return digest(dict(sorted(base.items())))
+
+
+def decode(data: bytes, base: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    return decode_file(data, base)[1]
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -97,11 +160,12 @@ def describe(tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: refdecode.py FILE.smask", file=sys.stderr)
+    if len(arguments) not in (1, 2):
+        print("usage: refdecode.py FILE.smask [BASE.smask]", file=sys.stderr)
         return 2
     try:
-        m, tensors = decode_file(Path(arguments[0]).read_bytes())
+        base = decode(Path(arguments[1]).read_bytes()) if len(arguments) == 2 else None
+        m, tensors = decode_file(Path(arguments[0]).read_bytes(), base)
     except Refused as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 3

@@ -87,6 +87,7 @@ REQUIRED, ABSENT = object(), None
 Rules = dict[str, tuple[Callable[[Any], bool], Any]]  # field: type and range, default
 MANIFEST: Rules = {
     "arch": (lambda v: isinstance(v, dict), REQUIRED),
+    "base_digest": (is_digest, ABSENT),
     "blobs": (lambda v: is_list(v, is_blob), REQUIRED),
     "digest": (is_digest, REQUIRED),
     "meta": (lambda v: isinstance(v, dict) and all(map(is_string, v.values())), {}),
@@ -105,6 +106,7 @@ RECORD: Rules = {  # M-11 has the dtypes, bases and axes
     "scale": (is_parameter, ABSENT),
     "offset": (is_parameter, ABSENT),
     "same": (is_name, ABSENT),
+    "of": (lambda v: v == "" or is_name(v), ABSENT),
 }
 PLAIN = {"name", "shape", "dtype", "stored"}
 
@@ -150,11 +152,14 @@ def read_manifest(text: bytes) -> Record:
     for r in m.tensors:
         check_record(r, earlier)
         earlier[r.name] = r
-        r.values = r.parameters if r.planes or r.same else [(r.stored, r.size)]
+        r.values = r.parameters if r.planes or r.same or r.copied else [(r.stored, r.size)]
         r.width = WIDTH[r.stored] if r.planes and r.stored else 0
     coded = [r for r in m.tensors if r.planes]
-    need((m.seed is not None) == any(not r.width for r in coded), "M-08", "no seed, or nothing to use it")
+    seeded = any(not r.width and r.base != "file" for r in coded)
+    need((m.seed is not None) == seeded, "M-08", "no seed, or nothing to use it")
     need((m.seed or 0) < 2**64, "M-08", "seed of more than 64 bits")
+    over = any(r.of is not None for r in m.tensors)
+    need((m.base_digest is not None) == over, "M-15", "no digest of a base, or nothing to use it")
     known([coding for coding, _ in m.blobs], ["raw", "zstd", "gap-zstd"], "coding")
     m.sizes = [(WIDTH[dtype], count) for r in m.tensors for dtype, count in r.values]
     m.byte_planes = max((width for width, count in m.sizes if count), default=0)
@@ -181,7 +186,7 @@ def check_limits(tensors: list[Record]) -> None:
 
 
 def check_record(r: Record, earlier: dict[str, Record]) -> None:
-    dtypes = [dtype for dtype, _ in r.parameters]
+    dtypes, r.copied = [dtype for dtype, _ in r.parameters], False
     known([r.dtype, r.dtype if r.stored is None else r.stored, *dtypes], WIDTH, "dtype")
     if r.same:
         target = earlier.get(r.same)
@@ -189,17 +194,25 @@ def check_record(r: Record, earlier: dict[str, Record]) -> None:
         need(target and not target.same, "M-14", "the same as no earlier record with bytes of its own")
         need((target.shape, target.dtype) == (r.shape, r.dtype), "M-14", "the same in another shape or dtype")
         return
+    r.copied = r.of is not None and not r.planes and not r.stored
+    levels = bool(r.planes) and r.base != "values"
+    need(r.of != r.name, "M-16", "`of` spells out the name")
+    need(not r.copied or r.given <= {"name", "shape", "dtype", "of"}, "M-16", f"{sorted(r.given)} with `of` alone")
+    need(r.of is None or r.copied or levels or r.stored == r.dtype, "M-16", "a difference in another dtype")
+    if r.copied:
+        return
     if not r.planes:
-        check_stored(r, PLAIN, "M-06")
+        check_stored(r, PLAIN | {"of"}, "M-06")
         return
     if r.base == "values":
-        check_stored(r, PLAIN | {"planes", "base"}, "M-13")
+        check_stored(r, PLAIN | {"planes", "base", "of"}, "M-13")
         need(r.planes == 1, "M-13", "several planes over stored values")
         return
     need(r.scale and not r.stored, "M-07", "coded record without scale or with `stored`")
     need(r.dtype in ("F16", "BF16", "F32", "F64") and r.shape, "M-07", "coded integers or scalar")
     need(set(dtypes) <= {"F16", "BF16", "F32"}, "M-07", "dtype of scale or offset")
-    known([r.base], ["signed", "uniform", "normal"], "base")
+    known([r.base], ["signed", "uniform", "normal", "file"], "base")
+    need(r.base != "file" or (r.of is not None and not r.stream), "M-16", "base `file` without `of` or with a stream")
     known([pair[0] for pair in (r.scale, r.offset) if pair], ["tensor", "channel"], "axis")
 
 

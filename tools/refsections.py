@@ -78,11 +78,14 @@ class Planes:
         self.significant |= new
         self.planes.append(plane)
 
-    def read_values(self, width: int, section: Sections) -> None:
-        self.value_bytes = [section("values", 8 * self.significant.count()).tobytes() for _ in range(width)]
+    def read_values(self, section: Sections) -> None:
+        self.value_bytes.append(section("values", 8 * self.significant.count()).tobytes())
 
     def stored(self, width: int) -> bytes:
-        """The stored values, those of weights that are not significant with bytes of zero."""
+        """The stored values, those of weights that are not significant with bytes of zero, and of others the middle
+        of what bytes that are missing leave open."""
+        for fill in [0x80, *[0] * width][: width - len(self.value_bytes)]:
+            self.value_bytes.append(bytes([fill]) * self.significant.count())
         data, at = bytearray(width * len(self.flips)), [i for i, bit in enumerate(self.significant) if bit]
         for place, b in enumerate(reversed(range(width))):
             for i, byte in zip(at, self.value_bytes[place], strict=True):

@@ -62,7 +62,11 @@ def narrow(weight: float, dtype: str) -> bytes:
         return struct.pack("<" + CODES[dtype], math.copysign(math.inf, weight))
 
 
-def reconstruct(planes: Planes, base: Iterator[float], scale: bytes, offset: bytes, dtype: str) -> bytes:
+def reconstruct(
+    planes: Planes, base: Iterator[float], scale: bytes, offset: bytes, dtype: str, *, added: list[float] | None = None,
+    flush: bool = False,
+) -> bytes:  # fmt: skip
+    """Section 12; `added` are the values of [R-07], `flush` asks for [R-06]."""
     q, scales, offsets = planes.magnitudes(), unpack(scale, "F32"), unpack(offset, "F32")
     need(all(s == 0 or 2.0**-64 <= abs(s) <= 2.0**64 for s in scales), "R-02", "scale")
     need(all(o == 0 or 2.0**-40 <= abs(o) <= 2.0**16 for o in offsets), "R-02", "offset")
@@ -70,5 +74,45 @@ def reconstruct(planes: Planes, base: Iterator[float], scale: bytes, offset: byt
     for i, (magnitude, flip, b) in enumerate(zip(q, planes.flips, base, strict=True)):
         s, o = (values[i // (len(q) // len(values))] for values in (scales, offsets))  # rows are channels
         weight = f32(f32(s * f32(magnitude - o)) * b) * (-1 if flip else 1) if magnitude else 0.0
+        weight = weight if added is None else f32(added[i] + weight)
+        weight = 0.0 if flush and abs(weight) < 2.0**-126 else weight
         result += narrow(weight or 0.0, dtype)  # R-03: no -0
     return bytes(result)
+
+
+def origin_values(data: bytes, dtype: str) -> list[float]:
+    """Values of a tensor of the base, [S-06]."""
+    need(dtype in ("F16", "BF16", "F32", "F64"), "S-06", f"dtype {dtype}")
+    wide = "F64" if dtype == "F64" else "F32"
+    values = [f32_or_infinity(x) for x in unpack(widen(data, dtype, wide), wide)]
+    need(all(map(math.isfinite, values)), "S-06", "not finite")
+    return [0.0 if abs(x) < 2.0**-126 else x for x in values]
+
+
+def f32_or_infinity(x: float) -> float:
+    try:
+        return f32(x)
+    except OverflowError:
+        return math.copysign(math.inf, x)
+
+
+def restore(folded: bytes, origin: bytes, dtype: str) -> bytes:
+    """[R-08]: elements from the differences of their bits."""
+    width, out = WIDTH[dtype], bytearray()
+    for i in range(0, len(folded), width):
+        z, old = (int.from_bytes(data[i : i + width], "little") for data in (folded, origin))
+        d = -(z + 1 >> 1) if z & 1 else z >> 1
+        out += (old + d & (1 << 8 * width) - 1).to_bytes(width, "little")
+    need(dtype != "BOOL" or set(out) <= {0, 1}, "F-04", "BOOL other than 0 and 1")
+    return bytes(out)
+
+
+def coarser(scale: bytes, offset: bytes, missing: int) -> tuple[bytes, bytes]:
+    """[R-09]: scale and offset where so many planes are missing."""
+    if not missing:
+        return scale, offset
+    middle = 7 / 16 * (2**missing - 1)
+    offsets = [f32(o - middle) / 2**missing for o in unpack(offset, "F32")]
+    scales = [s * 2**missing for s in unpack(scale, "F32")]
+    pack = [struct.pack(f"<{len(v)}f", *v) for v in (scales, [o if abs(o) >= 2.0**-40 else 0.0 for o in offsets])]
+    return pack[0], pack[1]

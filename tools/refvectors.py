@@ -19,7 +19,11 @@ from refsections import Planes, decode_section
 from refvalues import join_byte_planes, narrow, reconstruct
 
 VECTORS = Path(__file__).resolve().parents[1] / "spec/vectors"
-REFUSALS = {"FormatError": "Refused", "IntegrityError": "Refused"}  # error in expected.json: class in referrors.py
+REFUSALS = {
+    "FormatError": "Refused",
+    "IntegrityError": "Refused",
+    "BaseError": "Refused",
+}  # error in expected.json: class in referrors.py
 REFUSALS |= {"UnsupportedError": "Unsupported", "LimitError": "OverLimit"}
 
 
@@ -70,9 +74,19 @@ def bitcoding_case(coding: str, blob: str, n_bits: int) -> str:
     return decode_section(coding, bytes.fromhex(blob), n_bits).tobytes().hex()
 
 
+def base_of(folder: Path) -> dict[str, Any]:
+    """The one base of all vectors; files that are over none do not look at it."""
+    return decode_file((folder / "accept/base.smask").read_bytes())[1]
+
+
 def accept_case(file: Path) -> tuple[bool, list[dict[str, Any]]]:
-    m, tensors = decode_file(file.read_bytes())
+    m, tensors = decode_file(file.read_bytes(), base_of(file.parents[1]))
     return digest(tensors) == m.digest, describe(tensors)
+
+
+def progressive_case(folder: Path, v: dict[str, Any]) -> str:
+    data = (folder / "accept" / f"{v['file']}.smask").read_bytes()[: v["n_bytes"]]
+    return digest(decode_file(data, base_of(folder), prefix=True)[1])
 
 
 def reject_case(file: Path) -> bool:
@@ -101,6 +115,7 @@ def cases(folder: Path) -> Iterator[tuple[Any, ...]]:
         yield "bitcoding.reject", ("Refused", v["clause"]), bitcoding_case, v["coding"], v["blob"], v["n_bits"]
     yield from (("floats", [array["bytes"] for array in v["values"]], floats_case, v) for v in load("floats.json"))
     yield from (("reconstruction", v["weights"], reconstruction_case, v) for v in load("reconstruction.json"))
+    yield from (("progressive", v["digest"], progressive_case, folder, v) for v in load("progressive.json"))
     for name, tensors in load("accept/expected.json").items():
         yield "accept", (True, tensors), accept_case, folder / "accept" / f"{name}.smask"
     for name, v in load("reject/expected.json").items():

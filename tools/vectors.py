@@ -31,6 +31,7 @@ from smask import (
 from smask.dtypes import N_BYTES_OF_DTYPE
 from smask.recipe import EXTERNAL, Recipe
 from smask.reconstruction import CodedTensor
+from vector_over import base_file, over_file, over_unfit, progressive_vectors, refused_over
 from vector_sections import (
     bases_vectors,
     bitcoding_vectors,
@@ -123,6 +124,8 @@ def accepted() -> dict[str, bytes]:
         ),
         "halves": model_file({"w": small_halves()}, {}, seed=2),
         "values": values_file(),
+        "base": base_file(),
+        "over": over_file(),
         "extension": rewritten(example(), lambda fields: fields.update(later={"must_understand": False, "x": 1})),
     }
 
@@ -182,7 +185,7 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "must-understand": (lambda fields: fields.update(later={"must_understand": True}), "UnsupportedError", None),
         "unknown-record-field": (set_record(later={"must_understand": False}), "UnsupportedError", None),
         "unknown-coding": (lambda fields: fields["blobs"][-1].__setitem__(0, "arithmetic"), "UnsupportedError", None),
-        "unknown-base": (set_record(base="file"), "UnsupportedError", None),
+        "unknown-base": (set_record(base="stored"), "UnsupportedError", None),
         "unknown-axis": (set_record(scale=["group:64", "F32"]), "UnsupportedError", None),
         "unknown-kind": (lambda fields: fields.update(arch={"kind": "registry"}), "UnsupportedError", None),
         "terabytes": (set_record(shape=[10**8, 10**7]), "LimitError", None),
@@ -224,9 +227,11 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "nan-widened": (plain_file([0x7FC0], "BF16", "F32"), "FormatError", "F-03"),
         "bool-of-two": (plain_file([2], "BOOL", "BOOL"), "FormatError", "F-04"),
         "scale-infinite": (bad_scale(float("inf")), "FormatError", "R-02"),
+        "mask-of-nan": (over_unfit("nan"), "FormatError", "S-06"),
+        "mask-beyond-binary32": (over_unfit("huge"), "FormatError", "S-06"),
         "scale-subnormal": (bad_scale(2.0**-130), "FormatError", "R-02"),
     }
-    for file, changes in ((good, changed), (values_file(), refused_changes())):
+    for file, changes in ((good, changed), (values_file(), refused_changes()), (over_file(), refused_over())):
         out |= {name: (rewritten(file, change), error, clause) for name, (change, error, clause) in changes.items()}
     return out
 
@@ -258,7 +263,7 @@ def tensors_of(data: bytes) -> list[dict[str, Any]]:
     return [
         {"name": name, "dtype": integrity.NAME_OF_DTYPE[tensor.dtype], "shape": list(tensor.shape),
          "sha256": hashlib.sha256(integrity.raw_bytes(tensor).numpy().tobytes()).hexdigest()}
-        for name, tensor in smask.decode(data).items()
+        for name, tensor in smask.decode(data, base=base_file()).items()
     ]  # fmt: skip
 
 
@@ -275,6 +280,7 @@ def all_files() -> dict[str, bytes]:
         },
     }  # fmt: skip
     accept, reject = accepted(), rejected()
+    text["progressive.json"] = json.dumps(progressive_vectors(accept), indent=1) + "\n"
     text["accept/expected.json"] = (
         json.dumps({name: tensors_of(data) for name, data in accept.items()}, indent=1) + "\n"
     )

@@ -9,21 +9,23 @@ from .container import Limits
 from .errors import SmaskError
 
 if TYPE_CHECKING:
-    from .codec import decode, encode, load, save, verify
+    from .codec import decode, encode, load, save
     from .conversion.converter import convert_checkpoint
     from .inspection import inspect
     from .modules import materialize
     from .search.loop import find_masks
+    from .sources import open_base
+    from .verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
     "Limits", "SmaskError", "convert_checkpoint", "decode", "encode", "find_masks", "inspect", "load", "materialize",
-    "save", "verify",
+    "open_base", "save", "verify",
 ]  # fmt: skip
 # Imported on first use, so that an inspector starts without torch.
-_HOMES = dict.fromkeys(("decode", "encode", "load", "save", "verify"), "codec")
+_HOMES = dict.fromkeys(("decode", "encode", "load", "save"), "codec")
 _HOMES |= {"convert_checkpoint": "conversion.converter", "inspect": "inspection", "find_masks": "search.loop"}
-_HOMES |= {"materialize": "modules"}
+_HOMES |= {"materialize": "modules", "open_base": "sources", "verify": "verification"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,50 +1,30 @@
-"""Model to file and back: ``save``, ``load``, ``decode``, ``verify``."""
+"""Model to file and back: ``save``, ``load``, ``decode``."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import architectures, container, integrity, manifest, modules, philox, planes
+from . import architectures, container, integrity, modules, prefixes
 from .container import Limits
 from .contents import contents_of, dense_tensors
 from .draft import Draft
-from .errors import ArchitectureError, ArgumentError, DeviceError, UnsupportedError
+from .errors import ArchitectureError, ArgumentError, UnsupportedError
 from .integrity import NAME_OF_DTYPE
-from .manifest import Opened
+from .prefixes import Cut
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import CodedTensor, parameter_problem, reconstruct
 from .records import Manifest
-from .stored_tensors import coded_record
+from .sources import DEFAULT_LIMITS, BaseSource, Source, Tensors, base_of, check_device, open_source
 
-Source: TypeAlias = str | os.PathLike[str] | bytes
-DEFAULT_LIMITS = Limits()
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Outcome of :func:`verify`.
-
-    Attributes:
-        same: Whether the regenerated tensors are the ones that were written.
-        digest: sha256 of what this device regenerated.
-        expected: sha256 in the file.
-        device: Where the tensors were regenerated.
-        generator: Where the generator ran: the device, or ``cpu`` when the device fails the known answers.
-    """
-
-    same: bool
-    digest: str
-    expected: str
-    device: str
-    generator: str
+# Attribute of a loaded model.
+COVERAGE = "smask_coverage"
 
 
 def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
@@ -68,15 +48,15 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     for name, tensor in state.items():
         coded = recipe.coded.get(name)
         if coded is None:
-            draft.add(name, tensor)
+            over = recipe.origins.get(name)
+            draft.add(name, tensor, over if over and over[1].shape == tensor.shape else None)
             continue
         _check_coded(name, tensor, coded, recipe.seed)
-        record, parameters = coded_record(name, coded)
-        flip = None if coded.flip is None else coded.flip.numpy()
-        sections = planes.sections([plane.numpy() for plane in coded.planes], flip, coded.n_weights)
-        draft.append(tensor, record, parameters=parameters, sections=sections)
+        draft.add_coded(name, tensor, coded)
+    if recipe.base_digest is None and any(record.of is not None for record in draft.records):
+        raise ArgumentError("recipe", "tensors over a base without base_digest", "smask.open_base(...).digest")
     out = io.BytesIO()
-    draft.write(out, arch=recipe.arch, seed=recipe.seed, meta=recipe.meta)
+    draft.write(out, arch=recipe.arch, seed=recipe.seed, meta=recipe.meta, base_digest=recipe.base_digest)
     return out.getvalue()
 
 
@@ -106,23 +86,45 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Tr
     return len(data)
 
 
-def decode(source: Source, *, device: torch.device | str = "cpu", limits: Limits = DEFAULT_LIMITS) -> dict[str, Tensor]:
-    """State dict of a file, regenerated bit for bit.
+def decode(
+    source: Source,
+    *,
+    device: torch.device | str = "cpu",
+    base: BaseSource | None = None,
+    max_planes: int | None = None,
+    max_bytes: int | None = None,
+    partial: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Tensors:
+    """State dict of a file, regenerated bit for bit, or as near as the beginning of the file gives it.
 
     Args:
         source: Path or bytes of a file.
         device: Where the tensors are wanted.
+        base: Checkpoint that the file is over, where it is over one: whatever :func:`smask.convert_checkpoint` reads,
+            or a ``.smask`` file.
+        max_planes: Use only so many planes of the file, from the highest: a coarser model.
+        max_bytes: Look only at so many bytes from the start of the file: a coarser model.
+        partial: Take a file that ends early, as a download that was broken off, for a coarser model.
         limits: What the file may ask for.
 
     Returns:
-        Tensors by name, in the order of the model.
+        Tensors by name, in the order of the model. ``coverage`` of them says what of the file was used
+        (:class:`smask.prefixes.Coverage`); the sha256 of a coarser model is in no file, so nothing verifies it.
 
     Raises:
         FormatError, UnsupportedError, LimitError, IntegrityError: The file is not valid, not known or too large.
+        PrefixError: The beginning of the file holds no model yet.
+        BaseError: The file is over a checkpoint that was not given, or over another.
+        CheckpointError: The base is damaged or wants to run code.
+        ArgumentError: A number of planes or bytes that makes no sense, or a base that needs another.
         DeviceError: The device is absent.
         OSError: The path cannot be read.
     """
-    return dense_tensors(contents_of(_open(source, limits)), check_device(device))
+    target = check_device(device)
+    opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
+    tensors = dense_tensors(contents_of(opened, base_of(opened, base, limits)), target)
+    return Tensors(tensors, prefixes.coverage_of(opened))
 
 
 def load(
@@ -132,12 +134,18 @@ def load(
     model: nn.Module | None = None,
     packed: bool | Literal["auto"] = False,
     regenerate_signs: bool = False,
+    base: BaseSource | None = None,
+    max_planes: int | None = None,
+    max_bytes: int | None = None,
+    partial: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> nn.Module:
     """A model ready to run, in evaluation mode; it can be saved again and then gives the same bytes.
 
     A packed model holds bits instead of weights in its coded layers (:mod:`smask.modules`) and runs on them.
-    :func:`smask.materialize` makes it dense, which it has to be to be saved.
+    :func:`smask.materialize` makes it dense, which it has to be to be saved. A model over a base holds the tensors of
+    that too, to be saved again. The attribute ``smask_coverage`` of the model says what of the file was used; a coarser
+    model can be saved as a file of its own.
 
     Args:
         source: Path or bytes of a file.
@@ -146,6 +154,7 @@ def load(
         packed: False for dense weights, True for packed ones in every coded layer, ``auto`` for packed ones in layers
             that are large enough to be faster so.
         regenerate_signs: Packed layers make their signs anew at every call instead of holding them.
+        base, max_planes, max_bytes, partial: As for :func:`decode`.
         limits: What the file may ask for.
 
     Raises:
@@ -153,17 +162,18 @@ def load(
             module and none was given.
         ArgumentError: Another value of ``packed``.
         UnsupportedError: ``packed=True`` and a coded tensor that no packed layer can hold.
-        FormatError, UnsupportedError, LimitError, IntegrityError, DeviceError, OSError: As :func:`decode`.
+        FormatError, LimitError, IntegrityError, PrefixError, BaseError, DeviceError, OSError: As :func:`decode`.
     """
     target = check_device(device)
-    opened = _open(source, limits)
+    opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
     arch = opened.manifest.arch
     if model is None:
         if arch.get("kind") == "external":
             raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
         model = architectures.build(arch, device="meta")
     _check_fit(model, opened.manifest)
-    read = contents_of(opened)
+    found = base_of(opened, base, limits)
+    read = contents_of(opened, found)
     # What names another tensor may be packed by itself.
     coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
     bits = _to_pack(model, coded, packed)
@@ -176,46 +186,12 @@ def load(
             setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
     model.to(target)
     dense = {name: tensor for name, tensor in read.coded.items() if name not in bits}
-    attach(model, Recipe(read.seed, dense, arch, opened.manifest.meta))
+    records = [record for record in opened.manifest.tensors if record.of is not None and not record.has_levels]
+    origins = {record.name: (record.of or "", found.tensor(record.origin)) for record in records if found}
+    digest = opened.manifest.base_digest
+    attach(model, Recipe(read.seed, dense, arch, opened.manifest.meta, digest, origins))
+    setattr(model, COVERAGE, prefixes.coverage_of(opened))
     return model.eval()
-
-
-def verify(source: Source, *, device: torch.device | str = "cpu", limits: Limits = DEFAULT_LIMITS) -> Verification:
-    """Regenerates all tensors on a device and compares their sha256 with the one in the file.
-
-    Raises:
-        FormatError, UnsupportedError, LimitError, IntegrityError, DeviceError, OSError: As :func:`decode`.
-    """
-    target = check_device(device)
-    opened = _open(source, limits)
-    tensors = dense_tensors(contents_of(opened), target)
-    actual, expected = integrity.digest(tensors), opened.manifest.digest
-    return Verification(
-        actual == expected, actual, expected, str(target), str(target) if philox.self_test(target) else "cpu"
-    )
-
-
-def check_device(device: torch.device | str) -> torch.device:
-    """The device, after a first tensor on it.
-
-    Raises:
-        DeviceError: No such device here.
-    """
-    try:
-        target = torch.device(device)
-        torch.empty(1, device=target)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(str(device), str(error).splitlines()[0]) from None
-    return target
-
-
-def read(source: Source) -> bytes:
-    """The bytes of a file; bytes are taken as they are."""
-    return source if isinstance(source, bytes) else Path(source).read_bytes()
-
-
-def _open(source: Source, limits: Limits) -> Opened:
-    return manifest.open_file(read(source), limits=limits)
 
 
 def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str) -> dict[str, CodedTensor]:

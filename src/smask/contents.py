@@ -11,9 +11,10 @@ from torch import Tensor
 from . import bitcoding, floats, planes
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
+from .origins import Base, Origins
 from .reconstruction import CodedTensor, reconstruct
-from .records import bit_sections
-from .stored_tensors import coded_tensor, plain_tensor, stored_tensor, values_tensor
+from .records import bit_sections, n_byte_planes
+from .stored_tensors import coded_tensor, plain_tensor, restored_tensor, stored_tensor, values_tensor
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,26 @@ class Contents:
     seed: int
 
 
-def contents_of(opened: Opened) -> Contents:
+def contents_of(opened: Opened, base: Base | None = None) -> Contents:
     """Decodes all sections of an opened file; nothing is regenerated yet.
 
+    Args:
+        opened: The file; blobs that are missing at its end make coarser tensors.
+        base: Checkpoint that the file is over; not looked at where it is over none.
+
     Raises:
+        BaseError: The file needs a base and has none, or another.
         FormatError, IntegrityError, LimitError, UnsupportedError: The file is not valid.
     """
     records = opened.manifest.tensors
-    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
+    origins = Origins(opened.manifest, base)
+    n_first = n_byte_planes(records)
+    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=False))
     shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
     byte_planes = []
-    for byte, n_bytes in zip(reversed(range(len(blobs))), floats.plane_lengths(shapes), strict=False):
-        described, blob = blobs.pop(0)
+    for byte, n_bytes, (described, blob) in zip(
+        reversed(range(n_first)), floats.plane_lengths(shapes), blobs[:n_first], strict=True
+    ):
         byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
     values = iter(floats.values_from_planes(byte_planes, shapes))
     assemblies = {
@@ -54,19 +63,26 @@ def contents_of(opened: Opened) -> Contents:
         for index, record in enumerate(records)
         if record.planes
     }
-    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs, strict=True):
+    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=False):
         n_bits = assemblies[index].counts.n_bits(kind)
         where = f"{kind} of plane {plane} of {records[index].name!r}"
         assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
     plain, coded, same = dict[str, Tensor](), dict[str, CodedTensor](), dict[str, str]()
     for index, record in enumerate(records):
-        stored = [stored_tensor(next(values), dtype) for _, dtype in record.parameters()]
+        stored = [(next(values), dtype) for _, dtype in record.parameters()]
+        origin = origins.of(record)
         if record.same is not None:
             same[record.name] = record.same
-        elif record.seeded:
-            coded[record.name] = coded_tensor(record, stored, assemblies[index])
+        elif record.has_levels:
+            parameters = [stored_tensor(*part) for part in stored]
+            coded[record.name] = coded_tensor(record, parameters, assemblies[index], origin)
         else:
-            tensor = values_tensor(record, assemblies.pop(index)) if record.planes else plain_tensor(record, stored[0])
+            if record.planes:
+                tensor = values_tensor(record, assemblies.pop(index), origin)
+            elif origin is None:
+                tensor = plain_tensor(record, stored_tensor(*stored[0]))
+            else:
+                tensor = restored_tensor(record, stored[0][0], origin) if stored else origin.clone()
             plain[record.name] = tensor.reshape(record.shape)
     return Contents(tuple(record.name for record in records), plain, coded, same, opened.manifest.seed or 0)
 

@@ -9,17 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
+from msgspec.structs import replace
 from torch import Tensor
 
-from . import bitcoding, container, floats, integrity, manifest
+from . import bitcoding, container, floats, integrity, manifest, overlays, planes
 from .bitcoding import Bits
 from .errors import ArgumentError
 from .integrity import NAME_OF_DTYPE
+from .reconstruction import CodedTensor
 from .records import Blob, Manifest, Record, bit_sections
-from .stored_tensors import plain_record, values_record
+from .stored_tensors import coded_record, difference_record, difference_sections, plain_record, values_record
 
 # From this many elements on a tensor has sections of its own: the others wait in memory for the planes that they share.
 N_OWN_SECTIONS = 1 << 10
+# The like for a mask of a tensor of the base, which has one or two sections and a scale.
+N_MASKED = 1 << 8
 
 
 class Draft:
@@ -39,25 +43,63 @@ class Draft:
         self._digest = integrity.Digest()
         self._names_of_content: dict[tuple[object, ...], str] = {}
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: Tensor, over: tuple[str, Tensor] | None = None) -> None:
         """Takes the next tensor, stored exactly.
+
+        Args:
+            name: Its state-dict name.
+            tensor: Any dtype that the format has.
+            over: Name and tensor of the base that it may be stored over, of the same shape.
 
         Raises:
             ArgumentError: A dtype that the format does not have.
         """
         if tensor.dtype not in NAME_OF_DTYPE:
             raise ArgumentError(name, str(tensor.dtype), f"one of {', '.join(NAME_OF_DTYPE.values())}")
+        tensor = tensor.detach().cpu()
         if tensor.numel() < N_OWN_SECTIONS:
-            record, stored = plain_record(name, tensor)
-            self.append(tensor, record, parameters=[stored])
+            if over is None or not self._add_over(name, tensor, *over):
+                record, stored = plain_record(name, tensor)
+                self.append(tensor, record, parameters=[stored])
             return
         content = (tensor.dtype, tensor.shape, hashlib.sha256(integrity.raw_bytes(tensor).numpy().data).digest())
         first = self._names_of_content.setdefault(content, name)
         if first != name:
             self.append(tensor, Record(name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first))
             return
+        if over is not None and self._add_over(name, tensor, *over):
+            return
         record, sections = values_record(name, tensor)
         self.append(tensor, record, sections=((0, kind, bits) for kind, bits in sections))
+
+    def add_coded(self, name: str, tensor: Tensor, coded: CodedTensor) -> None:
+        """Takes the next tensor, which its planes give."""
+        record, parameters = coded_record(name, coded)
+        flip = None if coded.flip is None else coded.flip.numpy()
+        sections = planes.sections([plane.numpy() for plane in coded.planes], flip, coded.n_weights)
+        self.append(tensor, record, parameters=parameters, sections=sections)
+
+    def _add_over(self, name: str, tensor: Tensor, of: str, origin: Tensor) -> bool:
+        """Takes a tensor over one of the base where that pays, and says whether it did."""
+        if overlays.equal_bits(tensor, origin):
+            self.append(tensor, Record(name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], of=of))
+            return True
+        if tensor.numel() >= N_MASKED:
+            masked = overlays.mask_of(tensor, origin, of)
+            if masked is not None:
+                self.add_coded(name, tensor, masked)
+                return True
+        if tensor.dtype != origin.dtype:
+            return False
+        record, folded = difference_record(name, tensor, origin, of)
+        if not overlays.difference_pays(tensor, folded):
+            return False
+        if tensor.numel() < N_OWN_SECTIONS:
+            self.append(tensor, record, parameters=[folded])
+        else:
+            record = replace(record, planes=1, base="values")
+            self.append(tensor, record, sections=((0, kind, bits) for kind, bits in difference_sections(folded)))
+        return True
 
     def append(
         self,
@@ -83,23 +125,31 @@ class Draft:
         self._parameters += parameters
         self._digest.update(record.name, tensor)
 
-    def write(self, out: BinaryIO, *, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str]) -> Manifest:
-        """Writes the whole file and returns what its manifest says; the seed is left out where no base needs it."""
-        shared, spooled, described = self._described(arch, seed, meta)
+    def write(
+        self, out: BinaryIO, *, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str],
+        base_digest: str | None = None,
+    ) -> Manifest:  # fmt: skip
+        """Writes the whole file and returns what its manifest says.
+
+        Seed and sha256 of the base are left out where no tensor needs them.
+        """
+        shared, spooled, described = self._described(arch, seed, meta, base_digest)
         container.write(
             out, manifest.emit(described), itertools.chain((blob for _, blob in shared), self._read(spooled))
         )
         return described
 
-    def n_bytes(self, *, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str]) -> int:
+    def n_bytes(
+        self, *, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str], base_digest: str | None = None
+    ) -> int:
         """Bytes that :meth:`write` would write."""
-        _, _, described = self._described(arch, seed, meta)
+        _, _, described = self._described(arch, seed, meta, base_digest)
         empty = io.BytesIO()
         container.write(empty, manifest.emit(described), ())
         return empty.tell() + sum(blob.n_bytes for blob in described.blobs)
 
     def _described(
-        self, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str]
+        self, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str], base_digest: str | None
     ) -> tuple[list[tuple[str, bytes]], list[tuple[Blob, int]], Manifest]:
         records = tuple(self.records)
         shared = [bitcoding.encode(plane, bytewise=True) for plane in floats.byte_planes(self._parameters)]
@@ -111,6 +161,7 @@ class Draft:
             arch=dict(arch),
             seed=seed if any(record.seeded for record in records) else None,
             meta=dict(meta),
+            base_digest=base_digest if any(record.of is not None for record in records) else None,
         )
         return shared, spooled, described
 

@@ -96,6 +96,43 @@ class IntegrityError(SmaskError):
 
 
 @dataclass(eq=False)
+class PrefixError(SmaskError):
+    """The beginning of a file, too short for even the coarsest model that the file holds."""
+
+    exit_code: ClassVar[int] = 3
+    n_bytes: int
+    least: int
+
+    def __str__(self) -> str:
+        return f"the first {self.n_bytes:,} bytes of the file hold no model yet; at least {self.least:,} are needed"
+
+
+@dataclass(eq=False)
+class BaseError(SmaskError):
+    """A file over another checkpoint, its base, that was not given, or was given another.
+
+    Attributes:
+        source: What was given, or None.
+        got: sha256 over its tensors, or None.
+        want: sha256 of the base.
+        hint: What the author of the file says of the base, or None.
+    """
+
+    exit_code: ClassVar[int] = 6
+    clause: ClassVar[str] = "I-03"
+    source: str | None
+    got: str | None
+    want: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        hint = f" (the file says: {self.hint!r})" if self.hint else ""
+        if self.got is None:
+            return f"the file is over another checkpoint, give it as --base: sha256 of its tensors {self.want}{hint}"
+        return f"base {self.source}: sha256 of its tensors is {self.got}, the file is over {self.want}{hint}"
+
+
+@dataclass(eq=False)
 class UnsupportedError(SmaskError):
     """A name or version that this release does not know."""
 

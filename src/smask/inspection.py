@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import bitcoding, floats, manifest
+from . import bitcoding, floats, manifest, prefixes
 from .container import Limits
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
@@ -23,6 +23,7 @@ class TensorReport:
         name, shape, dtype: As in the state dict.
         base, n_planes: Of a coded tensor; None and 0 for one that is stored as it is.
         same: Name of the tensor whose bytes it shares, or None.
+        of: Name of the tensor of the base checkpoint that it is over, or None.
         n_weights, n_kept: Elements, and those that are not zero (None for a plain tensor).
         n_bytes: Coded planes of the tensor, over the base ``values`` with its values.
         entropy_bytes: Zero-order entropy of its sections, of bits or, where they hold values, of bytes.
@@ -35,6 +36,7 @@ class TensorReport:
     base: str | None
     n_planes: int
     same: str | None
+    of: str | None
     n_weights: int
     n_kept: int | None
     n_bytes: int
@@ -54,7 +56,8 @@ class FileReport:
         entropy_bytes: Zero-order entropy of all sections: what ``n_plane_bytes`` is to be compared with.
         bits_per_weight: ``8 * n_plane_bytes / n_weights``.
         fp32_bytes: All tensors as plain float32 (others in their own dtype).
-        seed, digest, arch, meta, tensors: From the manifest.
+        plane_ends: Bytes from the start up to the end of each plane, the highest first: prefixes that hold a model.
+        seed, digest, base_digest, arch, meta, tensors: From the manifest.
     """
 
     n_bytes: int
@@ -66,8 +69,10 @@ class FileReport:
     entropy_bytes: float
     bits_per_weight: float
     fp32_bytes: int
+    plane_ends: tuple[int, ...]
     seed: int | None
     digest: str
+    base_digest: str | None
     arch: dict[str, Any]
     meta: dict[str, str]
     tensors: tuple[TensorReport, ...]
@@ -109,6 +114,8 @@ def inspect(source: str | os.PathLike[str] | bytes, *, limits: Limits | None = N
         fp32_bytes=sum(record.n_weights * _n_bytes_plain(record.dtype) for record in records),
         seed=opened.manifest.seed,
         digest=opened.manifest.digest,
+        base_digest=opened.manifest.base_digest,
+        plane_ends=prefixes.plane_ends(opened),
         arch=opened.manifest.arch,
         meta=opened.manifest.meta,
         tensors=tuple(reports),
@@ -148,6 +155,7 @@ def _report(record: Record, counts: Significance | None, found: list[tuple[str, 
         base=record.base if counts else None,
         n_planes=record.planes or 0,
         same=record.same,
+        of=None if record.of is None else record.origin,
         n_weights=record.n_weights,
         n_kept=counts.n_significant + counts.n_new if counts else None,
         n_bytes=sum(n_bytes for _, n_bytes, _ in found),

@@ -27,11 +27,16 @@ MAX_NESTING = 64
 
 @dataclass(frozen=True)
 class Opened:
-    """A file whose envelope, manifest, length and sha256 are checked; blobs are still coded."""
+    """A file whose envelope, manifest, length and sha256 are checked; blobs are still coded.
+
+    Of a file of which only the beginning is used (:mod:`smask.prefixes`), the last blobs are missing, and with them
+    the length and the sha256 that could be checked.
+    """
 
     manifest: Manifest
     blobs: tuple[memoryview, ...]
     n_bytes: int
+    n_head_bytes: int
 
 
 def emit(manifest: Manifest) -> bytes:
@@ -109,7 +114,7 @@ def open_file(data: bytes | memoryview, *, limits: Limits) -> Opened:
     envelope = container.unpack(data, limits=limits)
     manifest = parse(envelope.manifest_text, limits=limits)
     blobs = container.split(envelope, [blob.n_bytes for blob in manifest.blobs])
-    return Opened(manifest, tuple(blobs), len(data))
+    return Opened(manifest, tuple(blobs), len(data), len(envelope.head))
 
 
 def _check_nesting(value: object) -> None:
@@ -155,6 +160,10 @@ def _check(manifest: Manifest, limits: Limits) -> None:
         raise FormatError("M-08", "manifest seed", got, want)
     if coded and (manifest.seed or 0) >= 2**64:
         raise FormatError("M-08", "manifest seed", manifest.seed, "below 2**64")
+    over = any(record.of is not None for record in manifest.tensors)
+    if over != (manifest.base_digest is not None):
+        got, want = ("none", "one, since tensors are over a base") if over else (manifest.base_digest, "none")
+        raise FormatError("M-15", "manifest base_digest", got, want)
     for blob in manifest.blobs:
         if blob.coding not in CODINGS:
             raise UnsupportedError("coding", blob.coding, CODINGS)
@@ -180,7 +189,12 @@ def _check_record(record: Record, earlier: dict[str, Record], where: str) -> Non
             raise UnsupportedError("dtype", dtype, tuple(N_BYTES_OF_DTYPE))
     if record.same is not None:
         _check_same(record, earlier.get(record.same), where)
-    elif record.planes is None:
+        return
+    if record.of is not None:
+        _check_over(record, where)
+    if record.copied:
+        return
+    if record.planes is None:
         _check_plain(record, where)
     elif record.base == "values":
         _check_values(record, where)
@@ -188,13 +202,22 @@ def _check_record(record: Record, earlier: dict[str, Record], where: str) -> Non
         _check_coded(record, where)
 
 
+def _check_over(record: Record, where: str) -> None:
+    if record.of == record.name:
+        raise FormatError("M-16", where, "of spells out the name of the record", "an empty string")
+    if record.copied:
+        _check_fields(record, ("name", "shape", "dtype", "of"), "M-16", where)
+    elif not record.has_levels and record.stored != record.dtype:
+        raise FormatError("M-16", where, f"a difference stored as {record.stored}", f"{record.dtype} as the tensor")
+
+
 def _check_plain(record: Record, where: str) -> None:
-    _check_fields(record, ("name", "shape", "dtype", "stored"), "M-06", where)
+    _check_fields(record, ("name", "shape", "dtype", "stored", "of"), "M-06", where)
     _check_stored(record, "M-06", where)
 
 
 def _check_values(record: Record, where: str) -> None:
-    _check_fields(record, ("name", "shape", "dtype", "stored", "planes", "base"), "M-13", where)
+    _check_fields(record, ("name", "shape", "dtype", "stored", "planes", "base", "of"), "M-13", where)
     _check_stored(record, "M-13", where)
     if record.planes != 1:
         raise FormatError("M-13", where, f"{record.planes} planes", "one plane over the base values")
@@ -240,6 +263,9 @@ def _check_coded(record: Record, where: str) -> None:
             raise FormatError("M-07", where, f"a parameter stored as {part.stored}", want)
     if record.base not in BASES:
         raise UnsupportedError("base", record.base, BASES)
+    if record.base == "file" and (record.of is None or record.stream):
+        got = "no tensor of the base" if record.of is None else "a stream"
+        raise FormatError("M-16", where, f"base file with {got}", "of and no stream")
     for part in parameters:
         if part.axis not in AXES:
             raise UnsupportedError("axis", part.axis, AXES)

@@ -274,6 +274,8 @@ def _obstacle(layer: nn.Module | None, coded: CodedTensor) -> str:
         return f"no packed layer for {'a tensor that is no weight' if layer is None else type(layer).__name__}"
     if coded.base != "signed":
         return f"base {coded.base}"
+    if coded.origin is not None:
+        return "levels over another checkpoint"
     if len(coded.planes) > 7:
         return f"{len(coded.planes)} planes"
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":

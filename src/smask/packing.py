@@ -101,8 +101,8 @@ def pack(coded: CodedTensor, seed: int, *, regenerate_signs: bool = False) -> Pa
         UnsupportedError: Another base.
         ArgumentError: No dimensions, or more planes than an 8-bit level holds (7).
     """
-    if coded.base != "signed":
-        raise UnsupportedError("base of packed weights", coded.base, ("signed",))
+    if coded.base != "signed" or coded.origin is not None:
+        raise UnsupportedError("base of packed weights", coded.base if coded.of is None else "file", ("signed",))
     if not coded.shape or len(coded.planes) > 7:
         got = f"shape {list(coded.shape)}, {len(coded.planes)} planes"
         raise ArgumentError("coded", got, "at least one dimension and at most 7 planes")

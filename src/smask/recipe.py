@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .reconstruction import CodedTensor
@@ -24,12 +24,16 @@ class Recipe:
         coded: Coded tensors by state-dict name.
         arch: Architecture as the manifest holds it.
         meta: Free text by the author.
+        base_digest: sha256 of the checkpoint that coded tensors or ``origins`` are of; None for none.
+        origins: By state-dict name of tensors that are not coded: name and tensor of the base that they are over.
     """
 
     seed: int
     coded: Mapping[str, CodedTensor]
     arch: Mapping[str, Any] = field(default_factory=lambda: dict(EXTERNAL))
     meta: Mapping[str, str] = field(default_factory=dict)
+    base_digest: str | None = None
+    origins: Mapping[str, tuple[str, Tensor]] = field(default_factory=dict)
 
 
 def attach(model: nn.Module, recipe: Recipe) -> None:

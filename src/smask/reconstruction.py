@@ -5,6 +5,9 @@
     W[i] = (-1)**flip[i] * round(round(scale[c] * level) * base[i])      elsewhere, level = round(q[i] - offset[c])
     a zero W[i] is +0
 
+Over another checkpoint, whose tensor of the same shape is ``origin``, that is the base (base ``file``), or W is added
+to it; numbers below 2**-126 in magnitude then count as 0, in the origin and in the result.
+
 All operations are IEEE 754 binary32, rounded to nearest even, in this order; ``c`` is the channel of i (0 for one
 scale a tensor). The result is then rounded to the dtype of the tensor. Scales lie in {0} and [2**-64, 2**64] in
 magnitude, so that no product is subnormal and a processor set to flush subnormals gives the same bits.
@@ -27,6 +30,8 @@ SMALLEST_OFFSET, LARGEST_OFFSET = 2.0**-40, 2.0**16
 N_CHUNK = 1 << 21
 # The like where several buffers of float32 are in use at once.
 N_CHUNK_LEVELS = 1 << 18
+# Below this binary32 is subnormal, which a processor may be set to flush.
+SMALLEST_NORMAL = 2.0**-126
 # Signs are made for more weights at a time: the generator's lanes are 1/16 of the size of the weights.
 N_CHUNK_SIGNS = 1 << 24
 
@@ -37,13 +42,16 @@ class CodedTensor:
 
     Attributes:
         shape: Dimensions; n is their product, C is ``shape[0]``.
-        base: Kind of the base.
+        base: Kind of the base; ``file`` for the values of ``origin``.
         stream: Stream of the generator.
         planes: Packed bits, uint8 [ceil(n / 8)] each, most significant plane first, on the CPU.
         flip: Packed flip bits, uint8 [ceil(n / 8)], zero where the weight is zero, or None.
         scale: float32 [1] or [C].
         offset: float32 [1] or [C], or None for 0.
         dtype: Floating dtype of the weights.
+        of: Name of the tensor of another checkpoint that this one is over, empty for its own name; None for none.
+        origin: That tensor, floating [``shape``], finite in binary32. Weights are added to it, or, with the base
+            ``file``, it is masked.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +62,8 @@ class CodedTensor:
     flip: Tensor | None = None
     offset: Tensor | None = None
     dtype: torch.dtype = torch.float32
+    of: str | None = None
+    origin: Tensor | None = None
 
     @property
     def n_weights(self) -> int:
@@ -94,11 +104,18 @@ def reconstruct_reference(coded: CodedTensor, seed: int, *, device: torch.device
     level = q.to(torch.float32)
     if coded.offset is not None:
         level = level - (coded.offset if len(coded.offset) == 1 else coded.offset[channel])
-    base = bases.base_weights(coded.base, seed, stream=coded.stream, start=0, n_weights=n)
-    weights = (scale * level) * base
+    origin = None if coded.origin is None else _flushed(coded.origin.flatten().to(torch.float32))
+    if coded.base == "file":
+        assert origin is not None
+        weights = (scale * level) * origin
+    else:
+        weights = (scale * level) * bases.base_weights(coded.base, seed, stream=coded.stream, start=0, n_weights=n)
     if coded.flip is not None:
         weights = torch.where(_bits(coded.flip, n).bool(), -weights, weights)
-    weights = torch.where(q == 0, 0.0, weights) + 0.0
+    weights = torch.where(q == 0, 0.0, weights)
+    if origin is not None:
+        weights = _flushed(weights if coded.base == "file" else origin + weights)
+    weights = weights + 0.0
     return weights.reshape(coded.shape).to(coded.dtype).to(device)
 
 
@@ -132,11 +149,28 @@ def reconstruct(
         weights = torch.empty(coded.n_weights, dtype=torch.float32, device=device)
     fill = _fill_general if coded.base != "signed" else _fill_ternary if len(coded.planes) == 1 else _fill_signed
     fill(coded, seed, weights)
+    if coded.origin is not None and coded.base != "file":
+        _add_origin(coded, weights)
     if out is None:
         return weights.view(coded.shape).to(coded.dtype)
     if coded.dtype != torch.float32:
         out.detach().copy_(weights.view(coded.shape))
     return out
+
+
+def _flushed(values: Tensor) -> Tensor:
+    """Values with those below binary32's normal numbers as 0."""
+    return torch.where(values.abs() < SMALLEST_NORMAL, 0.0, values)
+
+
+def _add_origin(coded: CodedTensor, weights: Tensor) -> None:
+    """Weights over those of the base, in place and chunk by chunk."""
+    assert coded.origin is not None
+    origin = coded.origin.flatten()
+    for start in range(0, len(weights), N_CHUNK):
+        piece = weights[start : start + N_CHUNK]
+        piece += _flushed(origin[start : start + N_CHUNK].to(piece.device, torch.float32))
+        piece.copy_(_flushed(piece)).add_(0.0)
 
 
 def _fill_ternary(coded: CodedTensor, seed: int, out: Tensor) -> None:
@@ -269,9 +303,14 @@ def _fill_general(coded: CodedTensor, seed: int, out: Tensor) -> None:
         if coded.offset is not None:
             level -= at(coded.offset, start, end)
         weights = level.mul_(at(coded.scale, start, end))
-        weights *= bases.base_weights(
-            coded.base, seed, stream=coded.stream, start=start, n_weights=end - start, device=device
-        )
+        if coded.base == "file":
+            assert coded.origin is not None
+            weights *= _flushed(coded.origin.flatten()[start:end].to(device, torch.float32))
+            weights = _flushed(weights)
+        else:
+            weights *= bases.base_weights(
+                coded.base, seed, stream=coded.stream, start=start, n_weights=end - start, device=device
+            )
         if flip is not None:
             weights = torch.where(_bits(flip[window], end - start) != 0, -weights, weights)
         out[start:end] = torch.where(q == 0, 0.0, weights).add_(0.0)

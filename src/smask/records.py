@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from .dtypes import N_BYTES_OF_DTYPE
 
 SEEDED_BASES = ("signed", "uniform", "normal")
-BASES = (*SEEDED_BASES, "values")
+BASES = (*SEEDED_BASES, "values", "file")
 CODINGS = ("raw", "zstd", "gap-zstd")
 AXES = ("tensor", "channel")
 ARCHITECTURES = ("layers", "external")
@@ -19,6 +19,8 @@ MAX_PLANES = 16
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 # No control characters: a name is shown on terminals and delimited by a zero byte in the digest.
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}\Z")]
+NameOrEmpty: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,512}\Z")]
+Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Blob(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -38,6 +40,9 @@ class Scale(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 class Record(Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor. With ``planes`` it is coded over a base, without it is stored as it is or as another tensor.
 
+    With ``of`` it is over a tensor of another checkpoint, the base of the file: a mask of it (base ``file``), levels
+    added to it (another base and planes), a difference of bits (stored values), or, with nothing else, that tensor.
+
     Attributes:
         name: State-dict name.
         shape: Dimensions.
@@ -48,6 +53,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
         flip: Coded tensors: whether kept weights carry a flip bit.
         scale, offset: Coded tensors: float parameters.
         same: Name of an earlier tensor with the same bytes; nothing else is stored then.
+        of: Name of the tensor of the base checkpoint; empty where it is that of this record.
     """
 
     name: Name
@@ -61,6 +67,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     scale: Scale | None = None
     offset: Scale | None = None
     same: Name | None = None
+    of: NameOrEmpty | None = None
 
     @property
     def n_weights(self) -> int:
@@ -68,9 +75,24 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
         return math.prod(self.shape)
 
     @property
+    def has_levels(self) -> bool:
+        """Whether the planes hold levels, from which the formula makes weights."""
+        return self.planes is not None and self.base != "values"
+
+    @property
     def seeded(self) -> bool:
         """Whether the tensor is coded over numbers that the seed gives."""
-        return self.planes is not None and self.base != "values"
+        return self.has_levels and self.base != "file"
+
+    @property
+    def copied(self) -> bool:
+        """Whether the tensor is that of the base checkpoint."""
+        return self.of is not None and self.planes is None and self.stored is None
+
+    @property
+    def origin(self) -> str:
+        """Name of the tensor of the base checkpoint, for a record with ``of``."""
+        return self.of or self.name
 
     @property
     def n_value_sections(self) -> int:
@@ -79,7 +101,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
     def parameters(self) -> list[tuple[int, str]]:
         """Stored values of this record in the byte planes that all share, in file order, as (count, stored dtype)."""
-        if self.same is not None:
+        if self.same is not None or self.copied:
             return []
         if self.planes is None:
             return [(self.n_weights, str(self.stored))]
@@ -97,6 +119,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         tensors: Records in state-dict order.
         blobs: Blobs of the body in file order.
         digest: sha256 over the reconstructed tensors, 64 lower-case hexadecimal digits.
+        base_digest: The like over the tensors of the checkpoint that the file is over.
         seed: Seed of the generator; coded tensors need it.
         arch: Architecture, interpreted by :mod:`smask.architectures`.
         meta: Free text by the author; it has no effect on decoding.
@@ -105,8 +128,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     tensors: tuple[Record, ...]
     blobs: tuple[Blob, ...]
-    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    digest: Sha256
     arch: dict[str, Any]
+    base_digest: Sha256 | None = None
     seed: Annotated[int, Meta(ge=0)] | None = None
     meta: dict[str, str] = {}
     extensions: dict[str, Any] = {}
@@ -119,15 +143,21 @@ def n_byte_planes(tensors: tuple[Record, ...]) -> int:
 
 
 def bit_sections(tensors: tuple[Record, ...]) -> list[tuple[int, int, str]]:
-    """Bit blobs in file order as (tensor index, plane, kind): plane-major, so that a prefix is a coarser model."""
-    sections = []
-    for plane in reversed(range(max((record.planes or 0 for record in tensors), default=0))):
-        for index, record in enumerate(tensors):
-            if (record.planes or 0) > plane:
+    """Bit blobs in file order as (tensor index, plane, kind), so that a prefix is a coarser model.
+
+    First stored values, their bytes highest first over all tensors; then the planes of levels, plane-major.
+    """
+    widths = [(index, record.n_value_sections) for index, record in enumerate(tensors) if record.n_value_sections]
+    sections = [(index, 0, "significance") for index, _ in widths]
+    for byte in reversed(range(max((width for _, width in widths), default=0))):
+        sections += [(index, 0, f"byte {byte}") for index, width in widths if width > byte]
+    levels = [(index, record.planes or 0, record.flip) for index, record in enumerate(tensors) if record.has_levels]
+    for plane in reversed(range(max((n_planes for _, n_planes, _ in levels), default=0))):
+        for index, n_planes, flip in levels:
+            if n_planes > plane:
                 sections.append((index, plane, "significance"))
-                if record.flip:
+                if flip:
                     sections.append((index, plane, "flip"))
-                if plane < (record.planes or 0) - 1:
+                if plane < n_planes - 1:
                     sections.append((index, plane, "refinement"))
-                sections += [(index, plane, f"byte {byte}") for byte in reversed(range(record.n_value_sections))]
     return sections

@@ -19,11 +19,17 @@ examples:
   smask convert resnet20.th -o resnet20.smask --bits 3 --arch resnet20 --mean 0.485,0.456,0.406 \\
       --std 0.229,0.224,0.225 --eval cifar10.npz
   smask convert checkpoint.pt -o model.smask --lossless --key model_ema
+  smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --lossless
+  smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --max-error 0.005
   smask convert folder/of/a/hugging-face-model -o model.smask --lossless --json
   smask decode model.smask -o model.safetensors      tensors for other software
 
 reads .safetensors, a *.index.json with its shards, a folder with either, and what torch.save wrote (.pt, .pth, .th,
 .bin), which is loaded with weights_only=True and never otherwise.
+
+With --base a tensor becomes a mask of that of the same name and shape there, a difference from it, or nothing at all;
+one that is not there, or is farther from it than from zero, is stored as without. The error stays that over the length
+of the weights, not of the difference.
 """
 
 
@@ -45,6 +51,7 @@ def add(commands: Any) -> None:
     goal.add_argument(
         "--max-error", type=float, metavar="E", help="length of the difference at most E times that of the weights"
     )
+    option("--base", metavar="BASE", help="store over this checkpoint or .smask file, which decoding then needs")
     option("--arch", metavar="A", help="a named net or JSON file, so that smask can load and run the file")
     option("--mean", metavar="M,M,M", help="with --arch: what is subtracted from each channel of an input")
     option("--std", metavar="S,S,S", help="with --arch: what it is then divided by")
@@ -72,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         report = convert_checkpoint(
             arguments.source, arguments.output, lossless=arguments.lossless or None, bits=arguments.bits,
             target_size=arguments.target_size, max_error=arguments.max_error, arch=arch, key=arguments.key, meta=meta,
-            overwrite=arguments.force, progress=progress,
+            base=arguments.base, overwrite=arguments.force, progress=progress,
         )  # fmt: skip
     for line in _notes(report):
         screen.say(screen.printable(line), quiet=arguments.quiet)
@@ -130,7 +137,7 @@ def _scored_after(arguments: argparse.Namespace, report: ConversionReport) -> di
 
     limits = Limits(max_weights=max(Limits().max_weights, sum(tensor.n_weights for tensor in report.tensors)))
     # What is scored is what a user gets: the file, read back.
-    scored = score(codec.load(arguments.output, limits=limits), load_dataset(arguments.eval))
+    scored = score(codec.load(arguments.output, base=arguments.base, limits=limits), load_dataset(arguments.eval))
     return {"accuracy_after": scored.accuracy}
 
 
@@ -184,6 +191,8 @@ def _show(report: ConversionReport, scored: dict[str, Any]) -> None:
     if report.step:
         moved = f", statistics of {n(len(report.moved))} batch norms moved with their layers" if report.moved else ""
         rows.insert(4, ("error", f"{report.error:.4f} of the weights' length, step {report.step:.4g}{moved}"))
+    if report.base_digest:
+        rows.insert(2, ("base", f"{safe(report.base or '')}, sha256 of its tensors {report.base_digest}"))
     if scored:
         before, after = scored["accuracy_before"], scored["accuracy_after"]
         rows.insert(2, ("accuracy", f"{after:.2%} of {n(scored['n_test'])} test inputs, {before:.2%} before"))

@@ -13,6 +13,8 @@ examples:
   smask eval digits.smask --data digits
   smask eval mnist.smask --data mnist/ --json
   smask eval mnist.smask --data mnist/ --packed
+  smask eval tuned.smask --data mnist/ --base pretrained.pt
+  smask eval resnet20.smask --data cifar10.npz --max-bytes 60kB
 """
 
 
@@ -23,6 +25,8 @@ def add(commands: Any) -> None:
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     screen.add_reading(parser, device=True)
+    screen.add_base(parser)
+    screen.add_cut(parser)
     parser.add_argument(
         "--data", default="digits", metavar="D", help="digits, a folder of idx files, an .npz (default %(default)s)"
     )
@@ -40,13 +44,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = screen.device_of(arguments)
     packed, limits = arguments.packed, screen.limits_of(arguments)
-    model = codec.load(arguments.file, device=device, packed=packed, limits=limits)
+    cut = screen.cut_of(arguments)
+    model = codec.load(arguments.file, device=device, packed=packed, base=arguments.base, limits=limits, **cut)
+    coverage = getattr(model, codec.COVERAGE)
     with screen.compiling():
         scored = score(model, load_dataset(arguments.data), device=device)
     rows = [
         ("accuracy", f"{scored.accuracy:.2%} of {screen.n(scored.n_inputs)} test inputs"),
         ("loss", f"{scored.loss:.4f} nats"),
+        *screen.coverage_rows(coverage),
     ]
     fields = {"file": arguments.file, "data": arguments.data, "device": str(device), "packed": packed, **asdict(scored)}
+    fields["coverage"] = coverage.as_dict()
     screen.result(fields, rows, as_json=arguments.json)
     return 0

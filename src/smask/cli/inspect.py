@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import screen
+
+if TYPE_CHECKING:
+    from ..inspection import TensorReport
 
 EPILOG = """\
 examples:
@@ -24,6 +27,17 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _form(tensor: TensorReport) -> str:
+    if tensor.same:
+        return f"same as {tensor.same}"
+    over = "" if tensor.of is None else "base" if tensor.of == tensor.name else f"base {tensor.of!r}"
+    if tensor.base == "file":
+        return f"{over}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}"
+    if not tensor.n_planes:
+        return f"float, {tensor.dtype}" + f" over {over}" * bool(over)
+    return f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}" + f", over {over}" * bool(over)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Reads and reports."""
     from rich.table import Table
@@ -39,12 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     for heading in ("tensor", "shape", "coded as", "kept", "bytes", "bits a weight", "entropy", "codings"):
         table.add_column(heading, justify="left" if heading in ("tensor", "shape", "coded as", "codings") else "right")
     for tensor in report.tensors:
-        if tensor.same:
-            coded = f"same as {safe(tensor.same)}"
-        elif tensor.n_planes:
-            coded = f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}"
-        else:
-            coded = f"float, {tensor.dtype}"
+        coded = safe(_form(tensor))
         size = max(1, tensor.n_weights)
         numbers = (
             (
@@ -60,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
             safe(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", coded, *numbers, " ".join(tensor.codings)
         )
     screen.show(table)
+    ends = report.plane_ends
     rows = [
         ("", ""),
         ("file", screen.byte_line(report)),
@@ -68,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         ("against fp32", f"{report.fp32_bytes / report.n_bytes:.1f} times smaller than {n(report.fp32_bytes)} bytes"),
         ("seed", "none" if report.seed is None else str(report.seed)),
         ("tensors sha256", report.digest),
+        *([("over a base", f"sha256 of its tensors {report.base_digest}")] if report.base_digest else []),
+        *([("prefixes", f"first 1 to {len(ends)} planes: {', '.join(map(n, ends))} bytes")] if len(ends) > 1 else []),
         *((f"meta {key}", text) for key, text in report.meta.items()),
     ]  # fmt: skip
     screen.result({}, [(safe(left), safe(right)) for left, right in rows], as_json=False)

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..inspection import FileReport
+    from ..prefixes import Coverage
     from ..search.loop import Progress
 
 # Seconds between two lines where stderr is no terminal.
 N_QUIET_SECONDS = 15.0
+# Tensors named one by one where there may be thousands.
+N_SHOWN = 12
 
 
 def say(text: str, *, quiet: bool = False) -> None:
@@ -185,6 +188,43 @@ def add_reading(parser: argparse.ArgumentParser, *, device: bool) -> None:
         add_device(parser)
 
 
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """The option that names the checkpoint that a file is over."""
+    parser.add_argument(
+        "--base", metavar="BASE", help="checkpoint or .smask file that the file is over, where it is over one"
+    )
+
+
+def add_cut(parser: argparse.ArgumentParser) -> None:
+    """Options for the coarser model that the beginning of a file holds."""
+    option = parser.add_argument
+    option("--max-planes", type=int, metavar="K", help="use only K planes, from the highest: a coarser model")
+    option("--max-bytes", metavar="SIZE", help="look only at the first SIZE bytes (60kB, 1.5MB): a coarser model")
+    option("--partial", action="store_true", help="take a file that ends early, a broken download, as a coarser model")
+
+
+def cut_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What these options say, as arguments of :func:`smask.decode`."""
+    from ..conversion.goals import size_of
+
+    max_bytes = None if arguments.max_bytes is None else size_of(arguments.max_bytes, name="max_bytes")
+    return {"max_bytes": max_bytes, "max_planes": arguments.max_planes, "partial": arguments.partial}
+
+
+def coverage_rows(coverage: Coverage) -> list[tuple[str, str]]:
+    """What of a file was used, for a table; nothing where it was all."""
+    if coverage.complete:
+        return []
+    rows = [
+        ("used", f"{n(coverage.n_bytes)} of {n(coverage.n_file_bytes)} bytes"),
+        ("planes", f"{coverage.n_planes} of {coverage.n_file_planes} in all tensors that have them"),
+    ]
+    cut = [tensor for tensor in coverage.tensors if tensor.n_present < tensor.n_total]
+    shown = [f"{safe(t.name)} {t.n_present} of {t.n_total} {t.unit}" for t in cut[:N_SHOWN]]
+    more = [f"and {len(cut) - N_SHOWN} more tensors (--json has all)"] if len(cut) > N_SHOWN else []
+    return [*rows, ("coarser", "\n".join(shown + more))]
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option that says where."""
     parser.add_argument(
@@ -216,7 +256,7 @@ def device_of(arguments: argparse.Namespace) -> Any:
     """The device asked for, checked."""
     import torch
 
-    from ..codec import check_device
+    from ..sources import check_device
 
     name = arguments.device
     return check_device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

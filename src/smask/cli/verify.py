@@ -12,6 +12,7 @@ EPILOG = """\
 examples:
   smask verify mnist.smask
   smask verify mnist.smask --device cuda
+  smask verify tuned.smask --base pretrained.safetensors
 
 exit code 0: every tensor is bit-identical; 1: it is not; 3: the file is damaged.
 """
@@ -25,14 +26,17 @@ def add(commands: Any) -> None:
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     screen.add_reading(parser, device=True)
+    screen.add_base(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Verifies and answers."""
-    from .. import codec
+    from .. import verification
 
-    outcome = codec.verify(arguments.file, device=screen.device_of(arguments), limits=screen.limits_of(arguments))
+    outcome = verification.verify(
+        arguments.file, device=screen.device_of(arguments), base=arguments.base, limits=screen.limits_of(arguments)
+    )
     answer = "yes, every tensor is bit-identical" if outcome.same else "NO, this device gives other tensors"
     rows = [
         ("same", answer),

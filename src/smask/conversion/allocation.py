@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
+from ..checkpoints import Checkpoint, Entry
 from ..errors import ArgumentError, SmaskError, TargetError
-from .checkpoints import Checkpoint, Entry
 from .goals import Goal
-from .lossy import PER_OCTAVE, LossyModel, Pass, Plan, grid
+from .lossy import PER_OCTAVE, LossyModel, Pass
+from .overlay import Overlay
+from .plan import Plan, grid
 from .report import Rivals
 
 # A file is this part below its target or less; the search aims between.
@@ -31,10 +33,11 @@ class Search:
 
     def __init__(
         self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
-        progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str],
+        progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str], overlay: Overlay | None,
     ) -> None:  # fmt: skip
         self._goal, self._spool, self._progress, self._arch, self._meta = goal, spool, progress, arch, meta
-        self._model = LossyModel(checkpoint, rivals.take)
+        self._base_digest = overlay.base.digest if overlay else None
+        self._model = LossyModel(checkpoint, rivals.take, overlay)
         # From here on "cost" is what the goal limits: a size, or the logarithm of an error.
         limit = math.log(goal.error) if goal.error else float(goal.n_bytes or 0)
         self._most = limit
@@ -154,7 +157,8 @@ class Search:
         if self._goal.error:
             cost = math.log(max(done.relative_error, 2.0**-60))
         else:
-            cost = float(done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta))
+            n_bytes = done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta, base_digest=self._base_digest)
+            cost = float(n_bytes)
         if cost <= self._most and (self._best is None or cost > self._best[0]):
             if self._best is not None:
                 self._best[2].close()

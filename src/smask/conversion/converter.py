@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from .. import architectures, container
+from ..checkpoints import Checkpoint, Entry, Source, open_checkpoint
 from ..draft import Draft
 from ..errors import ArchitectureError, ArgumentError
 from ..integrity import NAME_OF_DTYPE
 from ..recipe import EXTERNAL
+from ..sources import BaseSource, open_base
 from .allocation import Search
-from .checkpoints import Checkpoint, Entry, Source, open_checkpoint
 from .goals import goal_of
+from .overlay import Overlay
 from .report import ConversionReport, Rivals, bits_per_weight, n_of, raw_bytes, sizes
 
 # The rival of the report works at its best level where that takes seconds, else at its usual one.
@@ -37,6 +39,7 @@ def convert_checkpoint(
     bits: float | None = None,
     target_size: str | int | None = None,
     max_error: float | None = None,
+    base: BaseSource | None = None,
     arch: Mapping[str, Any] | None = None,
     key: str | None = None,
     meta: Mapping[str, str] | None = None,
@@ -58,6 +61,8 @@ def convert_checkpoint(
         target_size: Goal: most bytes of the whole file, as a number or ``60kB``; the file is at most 1 % smaller (some
             twenty bytes where it is tiny), unless sixteen planes a tensor do not fill it.
         max_error: Goal: largest Euclidean length of the difference over that of the weights, all matrices together.
+        base: Checkpoint to store over, or a ``.smask`` file; decoding then needs it. A tensor becomes a mask of the one
+            of the same name and shape, a difference, or nothing; where that does not pay it is stored as without.
         arch: Architecture for :func:`smask.load`; counters of batch norms that an old checkpoint lacks are added as 0.
         key: Name under which a nested checkpoint holds the wanted tensors.
         meta: Free text to keep, beside what the checkpoint carries.
@@ -83,6 +88,9 @@ def convert_checkpoint(
     checkpoint = open_checkpoint(source, key=key)
     if path.exists() and any(path.samefile(file) for file in checkpoint.files):
         raise ArgumentError("output", str(path), "another file than the source")
+    if path.exists() and isinstance(base, str | os.PathLike) and path.samefile(base):
+        raise ArgumentError("output", str(path), "another file than the base")
+    overlay = None if base is None else Overlay(open_base(base), checkpoint.prefix)
     wrapped = EXTERNAL
     if arch is not None:
         wrapped = _wrapped(arch, checkpoint.prefix)
@@ -111,13 +119,14 @@ def convert_checkpoint(
             return file
 
         if goal is None:
-            draft, lossy = _exact(checkpoint, spool(), rivals, report_progress), None
+            draft, lossy = _exact(checkpoint, spool(), rivals, report_progress, overlay), None
         else:
-            search = Search(checkpoint, goal, rivals, spool, report_progress, wrapped, texts)
+            search = Search(checkpoint, goal, rivals, spool, report_progress, wrapped, texts, overlay)
             lossy = search.run()
             draft = lossy.draft
         with beside.open("xb") as file:
-            described = draft.write(file, arch=wrapped, seed=0, meta=texts)
+            digest = overlay.base.digest if overlay else None
+            described = draft.write(file, arch=wrapped, seed=0, meta=texts, base_digest=digest)
         n_bytes = beside.stat().st_size
     zstd_bytes, half_bytes, half_zstd_bytes = rivals.finish()
     return ConversionReport(
@@ -128,6 +137,7 @@ def convert_checkpoint(
         step=lossy.step if lossy else 0.0, moved=tuple(lossy.moved) if lossy else (),
         seconds=round(time.perf_counter() - started - rivals.seconds, 3), digest=described.digest,
         tensors=sizes(checkpoint, described, lossy.errors if lossy else {}),
+        base=overlay.base.source if overlay else None, base_digest=described.base_digest,
     )  # fmt: skip
 
 
@@ -146,12 +156,14 @@ def model_of(source: Source, arch: Mapping[str, Any], *, key: str | None = None)
     return model
 
 
-def _exact(checkpoint: Checkpoint, spool: BinaryIO, rivals: Rivals, progress: Callable[[Entry], None]) -> Draft:
+def _exact(
+    checkpoint: Checkpoint, spool: BinaryIO, rivals: Rivals, progress: Callable[[Entry], None], overlay: Overlay | None
+) -> Draft:
     draft = Draft(spool)
     for entry in checkpoint.entries:
         tensor = checkpoint.read(entry.name).cpu()
         rivals.take(entry, tensor)
-        draft.add(entry.name, tensor)
+        draft.add(entry.name, tensor, overlay.over(entry.name, entry.shape, entry.dtype) if overlay else None)
         progress(entry)
     return draft
 

@@ -20,7 +20,7 @@ class Goal:
     error: float | None = None
 
 
-def size_of(text: str | int) -> int:
+def size_of(text: str | int, *, name: str = "target_size") -> int:
     """Bytes of ``60000``, ``60kB`` or ``1.5 MB``.
 
     Raises:
@@ -30,7 +30,7 @@ def size_of(text: str | int) -> int:
     unit = found[2].lower() if found else "?"
     factor = UNITS.get(unit if unit in UNITS else unit + "b")
     if found is None or factor is None or (n_bytes := math.floor(float(found[1]) * factor)) < 1:
-        raise ArgumentError("target_size", text, WANT)
+        raise ArgumentError(name, text, WANT)
     return n_bytes
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import bases, planes
-from ..bitcoding import Bits
-from ..reconstruction import CodedTensor
-from ..records import Record
-from ..stored_tensors import coded_record
+from .. import bases
+from ..draft import Draft
+from ..reconstruction import CodedTensor, reconstruct
 from .rounding import Floats, Levels, centre
 
 # Weights whose squares are taken at a time.
@@ -29,12 +26,14 @@ class Leveled:
         levels: int32 [n], signed.
         step, offset: A level k > 0 stands for ``(k - offset) * step``.
         dense: What decoding gives, of the shape and dtype of the tensor.
+        near: Name and tensor of the base that the levels are added to, if there is one.
     """
 
     levels: Levels
     step: float
     offset: float
     dense: Tensor
+    near: tuple[str, Tensor] | None = None
 
     def coded(self, stream: int, *, seed: int) -> CodedTensor:
         """As planes over the signed base."""
@@ -47,17 +46,15 @@ class Leveled:
             tuple(self.dense.shape), stream, tuple(map(torch.from_numpy, packed)),
             torch.tensor([self.step], dtype=torch.float32), flip=torch.from_numpy(flip),
             offset=torch.tensor([self.offset], dtype=torch.float32) if self.offset else None, dtype=self.dense.dtype,
+            of=self.near[0] if self.near else None, origin=self.near[1] if self.near else None,
         )  # fmt: skip
 
-    def stored(
-        self, name: str, stream: int, *, seed: int
-    ) -> tuple[Record, list[np.ndarray], Iterable[tuple[int, str, Bits]]]:
-        """Record, stored parameters and sections."""
-        coded = self.coded(stream, seed=seed)
-        assert coded.flip is not None
-        record, parameters = coded_record(name, coded)
-        packed = [plane.numpy() for plane in coded.planes]
-        return record, parameters, planes.sections(packed, coded.flip.numpy(), coded.n_weights)
+    def store(self, draft: Draft, name: str, stream: int, *, seed: int) -> None:
+        """Puts the tensor into a file."""
+        if self.near is not None and self.dense is self.near[1]:
+            draft.add(name, self.dense, self.near)
+        else:
+            draft.add_coded(name, self.dense, self.coded(stream, seed=seed))
 
     def error(self, tensor: Tensor) -> float:
         """Sum of the squared differences from the tensor as it was."""
@@ -66,7 +63,9 @@ class Leveled:
         return math.fsum(squared_length((one.float() - other.float()).numpy()) for one, other in pieces)
 
 
-def leveled(tensor: Tensor, scaled: Floats, levels: Levels, step: float) -> Leveled:
+def leveled(
+    tensor: Tensor, scaled: Floats, levels: Levels, step: float, near: tuple[str, Tensor] | None = None
+) -> Leveled:
     """A tensor of which every weight has its level.
 
     Args:
@@ -74,9 +73,16 @@ def leveled(tensor: Tensor, scaled: Floats, levels: Levels, step: float) -> Leve
         scaled: float32 [n_windows, n_window], its weights in steps.
         levels: int32 of the same shape.
         step: That float16 or bfloat16 holds exactly.
+        near: Name and tensor of the base from which ``scaled`` is the difference.
     """
     offset = centre(np.abs(scaled), np.abs(levels))
     levels = levels.reshape(-1)
+    if near is not None:
+        if near[1].dtype == tensor.dtype and not levels.any():
+            return Leveled(levels, step, offset, near[1], near)
+        # Signs are exact, so that any stream gives the same sum.
+        found = Leveled(levels, step, offset, tensor, near)
+        return replace(found, dense=reconstruct(found.coded(0, seed=0), 0))
     # The formula of section 12, a sign being exact: round(round(level) * step), nothing where the level is 0.
     values = np.abs(levels).astype(np.float32)
     values -= np.float32(offset)

@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints import Checkpoint, Entry
 from ..draft import Draft
 from ..errors import CheckpointError
 from ..integrity import NAME_OF_DTYPE, raw_bytes
 from ..records import Record
-from . import moments
-from .checkpoints import Checkpoint, Entry
+from . import mantissas, moments
 from .leveling import Leveled, leveled, squared_length, windows
-from .rounding import MAX_LEVEL, Spectrum, levels_of
+from .overlay import Overlay
+from .plan import Plan, step_for
+from .rounding import Floats, Spectrum, levels_of
 
 # Below this a tensor's record, scale and sections cost more than its planes save.
 N_LEAST = 256
@@ -32,9 +34,6 @@ N_LEAST = 256
 N_SAMPLE = 1 << 16
 # Small floats are this much more exact than the weights in planes.
 EXACTER = 16
-# Steps in which R-02 and float16 hold every scale.
-SMALLEST_STEP, LARGEST_STEP = 2.0**-60, 2.0**60
-NORMAL_F16 = (2.0**-14, 2.0**15)
 SEED = 0
 # Coders take about this factor more than the entropy of what they code.
 CODER = 1.007
@@ -66,41 +65,6 @@ class Pass:
         return math.sqrt(self.error / self.energy) if self.energy else 0.0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Steps for the floating elements of a checkpoint: each ``(end, step)`` holds up to that element, the first is 0.
-
-    One part is one step for the whole model. Between two steps next to each other there may lie sizes that neither
-    gives, since rounding takes a tensor, or all of them, to nothing at once. Sharing the weights between both is on
-    the straight line between the two in size and in squared error (Cover and Thomas, "Elements of Information Theory",
-    section 10.4, on the convexity of the rate-distortion function).
-    """
-
-    parts: tuple[tuple[int, float], ...] = ()
-
-    def shortest(self) -> Plan:
-        """Without parts that have no elements, and with equal ones joined."""
-        parts: list[tuple[int, float]] = []
-        for end, step in self.parts:
-            if parts and parts[-1][1] == step:
-                parts[-1] = max(end, parts[-1][0]), step
-            elif end > (parts[-1][0] if parts else 0):
-                parts.append((end, step))
-        return Plan(tuple(parts) or self.parts[:1])
-
-    def cut(self, start: int, n: int, multiple: int) -> list[tuple[int, float]]:
-        """The parts of ``n`` elements from ``start`` on as (number of elements, step), cut at multiples."""
-        found, last = [], 0
-        for end, step in self.parts:
-            place = min(n, max(0, end - start) // multiple * multiple)
-            if place > last:
-                found.append((place - last, step))
-                last = place
-        if last < n:
-            found.append((n - last, self.parts[-1][1]))
-        return found
-
-
 class LossyModel:
     """A checkpoint to be rounded; scanned once, then drafted at any step.
 
@@ -112,8 +76,13 @@ class LossyModel:
         CheckpointError: A floating tensor with NaN or infinity.
     """
 
-    def __init__(self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None], overlay: Overlay | None = None
+    ) -> None:
         self._checkpoint = checkpoint
+        self._overlay = overlay
+        # Energies of tensors that the base gives, to the bit or as a mask.
+        self._kept: dict[str, float] = {}
         self._scanned: dict[str, _Scanned] = {}
         self._first: dict[str, str] = {}
         self._starts: dict[str, int] = {}
@@ -125,7 +94,7 @@ class LossyModel:
             tensor = checkpoint.read(entry.name).cpu()
             take(entry, tensor)
             self._starts[entry.name] = self.n_elements
-            if not _is_coded(tensor):
+            if not is_coded(tensor):
                 if tensor.is_floating_point():
                     self._refuse_unless(bool(tensor.isfinite().all()), entry, *NOT_FINITE)
                     self.n_elements += tensor.numel()
@@ -135,12 +104,19 @@ class LossyModel:
             self.n_elements += tensor.numel()
             content = (tensor.dtype, tensor.shape, hashlib.sha256(raw_bytes(tensor).numpy().data).digest())
             self._first[entry.name] = contents.setdefault(content, entry.name)
-            if self._first[entry.name] == entry.name:
-                self._scanned[entry.name] = scanned = _scanned(tensor)
-                finite = math.isfinite(scanned.energy) or bool(tensor.isfinite().all())
-                self._refuse_unless(finite, entry, *NOT_FINITE)
-                self._refuse_unless(math.isfinite(scanned.largest), entry, "weights beyond binary32", None)
-                self.largest = max(self.largest, scanned.largest)
+            if self._first[entry.name] != entry.name:
+                continue
+            # Pruning by products leaves zeros of either sign, which no mask gives.
+            if overlay is not None and overlay.gives(entry.name, tensor + 0.0):
+                self._kept[entry.name] = squared_length(windows(tensor).reshape(-1))
+                continue
+            near = self._near(entry.name, tensor)
+            energy = None if near is None else squared_length(windows(tensor).reshape(-1))
+            self._scanned[entry.name] = scanned = _scanned(_difference(tensor, near), energy)
+            finite = math.isfinite(scanned.energy) or bool(tensor.isfinite().all())
+            self._refuse_unless(finite, entry, *NOT_FINITE)
+            self._refuse_unless(math.isfinite(scanned.largest), entry, "weights beyond binary32", None)
+            self.largest = max(self.largest, scanned.largest)
 
     def _refuse_unless(self, good: bool, entry: Entry, reason: str, advice: str | None) -> None:
         if not good:
@@ -154,58 +130,83 @@ class LossyModel:
     def estimate(self, step: float) -> tuple[float, float]:
         """Bytes of all planes and the relative error at a step, from the samples."""
         if step not in self._estimates:
-            bits = error = energy = 0.0
+            bits, error, energy = 0.0, 0.0, sum(self._kept.values())
             for scanned in self._scanned.values():
-                own = _step_for(step, scanned.largest)
+                own = step_for(step, scanned.largest)
                 rule = scanned.sample.rule(own)
                 bits += scanned.share * rule.n_bits
                 error += scanned.share * rule.error * own * own
-                energy += scanned.share * scanned.sample.energy
+                energy += scanned.energy
             self._estimates[step] = CODER * bits / 8, math.sqrt(error / energy) if energy else 0.0
         return self._estimates[step]
 
     def overhead(self, step: float) -> float:
         """A guess at what is beside the planes, in bytes, good enough to begin with."""
-        n_coded = sum(entry.n_weights for entry in self._scanned.values())
+        n_coded = sum(scanned.n_weights for scanned in self._scanned.values())
         n_sections = sum(
-            3 * max(1, math.log2(max(1.0, scanned.largest / _step_for(step, scanned.largest))))
+            3 * max(1, math.log2(max(1.0, scanned.largest / step_for(step, scanned.largest))))
             for scanned in self._scanned.values()
         )
         floats = (self.n_elements - n_coded) * (self._mantissa(step) + 4) / 8
         return 150 + 3 * len(self._checkpoint.entries) + 7 * n_sections + floats + self._n_other
 
-    def draft(self, plan: float | Plan, spool: BinaryIO, progress: Callable[[Entry], None]) -> Pass:
-        """All tensors at a step, or each at those of a plan."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensors that are rounded, those that repeat another left out."""
+        return tuple(self._scanned)
+
+    def draft(
+        self, plan: float | Plan, spool: BinaryIO, progress: Callable[[Entry], None], *,
+        given: Mapping[str, Leveled | Tensor] | None = None,
+    ) -> Pass:  # fmt: skip
+        """All tensors at a step, or each at those of a plan.
+
+        Args:
+            plan: Steps.
+            spool: Takes coded sections.
+            progress: Called after each tensor.
+            given: Tensors that are rounded already, and others with new values; batch norms are then left alone.
+        """
         plan = plan if isinstance(plan, Plan) else Plan(((self.n_elements, plan),))
-        done = Pass(Draft(spool, thorough=False), plan.parts[0][1])
+        done = Pass(Draft(spool, thorough=False), plan.parts[0][1], energy=sum(self._kept.values()))
         dense: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
-        layers = {norm: layer for layer, norm in self._norms.items()}
+        layers = {norm: layer for layer, norm in self._norms.items()} if given is None else {}
+        given = given or {}
         for stream, entry in enumerate(self._checkpoint.entries):
             tensor = self._checkpoint.read(entry.name).cpu()
             norm = entry.name.removesuffix(moments.MEAN).removesuffix(moments.VARIANCE)
-            if norm != entry.name and norm in layers:
+            if norm != entry.name and norm in layers and layers[norm] not in self._kept:
                 if entry.name not in statistics:
                     statistics |= self._moved(norm, layers[norm], dense.pop(layers[norm], None), plan)
                     done.moved += [norm] if entry.name in statistics else []
                 tensor = statistics.pop(entry.name, tensor)
             first = self._first.get(entry.name, entry.name)
-            if not _is_coded(tensor):
-                done.draft.add(entry.name, self._narrowed(entry.name, tensor, plan))
-            elif first != entry.name:
-                record = Record(entry.name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first)
-                again = self._leveled(first, tensor, plan)
-                done.errors[entry.name] = done.errors[first]
-                done.draft.append(again.dense, record)
+            known = given.get(first)
+            if first in self._kept:
+                done.draft.add(entry.name, tensor + 0.0, self._over(entry))
+            elif not is_coded(tensor):
+                tensor = known if isinstance(known, Tensor) else tensor
+                done.draft.add(entry.name, *self._narrowed(entry, tensor, plan))
             else:
-                leveled = self._leveled(entry.name, tensor, plan)
-                record, parameters, sections = leveled.stored(entry.name, stream, seed=SEED)
-                done.draft.append(leveled.dense, record, parameters=parameters, sections=sections)
-                done.count(entry.name, leveled.error(tensor), self._scanned[entry.name].energy)
-                if entry.name in self._norms:
-                    dense[entry.name] = leveled.dense
+                rounded = known if isinstance(known, Leveled) else self._leveled(first, tensor, plan)
+                if first != entry.name:
+                    record = Record(entry.name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first)
+                    done.errors[entry.name] = done.errors[first]
+                    done.draft.append(rounded.dense, record)
+                else:
+                    rounded.store(done.draft, entry.name, stream, seed=SEED)
+                    done.count(entry.name, rounded.error(tensor), self._scanned[entry.name].energy)
+                    if entry.name in self._norms:
+                        dense[entry.name] = rounded.dense
             progress(entry)
         return done
+
+    def _near(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
+        return None if self._overlay is None else self._overlay.near(name, tensor)
+
+    def _over(self, entry: Entry) -> tuple[str, Tensor] | None:
+        return None if self._overlay is None else self._overlay.over(entry.name, entry.shape, entry.dtype)
 
     def _mantissa(self, step: float) -> int:
         """Bits after the leading one that small floats keep."""
@@ -214,33 +215,42 @@ class LossyModel:
         error = self.estimate(2.0 ** (round(math.log2(step) * PER_OCTAVE) / PER_OCTAVE))[1]
         return min(52, max(3, math.ceil(math.log2(EXACTER / max(error, 2.0**-40))) - 1))
 
-    def _narrowed(self, name: str, tensor: Tensor, plan: Plan) -> Tensor:
+    def _narrowed(self, entry: Entry, tensor: Tensor, plan: Plan) -> tuple[Tensor, tuple[str, Tensor] | None]:
+        """The values to be stored of a small tensor and what they may be over: the base's where those are as near."""
+        found = self._over(entry)
         if not tensor.is_floating_point() or not tensor.numel():
-            return tensor
-        cuts = plan.cut(self._starts[name], tensor.numel(), 1)
+            return tensor, found
+        cuts = plan.cut(self._starts[entry.name], tensor.numel(), 1)
         parts = torch.split(tensor.flatten(), [n for n, _ in cuts])
-        rounded = [_rounded(part, self._mantissa(step)) for part, (_, step) in zip(parts, cuts, strict=True)]
-        return (torch.cat(rounded) if len(rounded) > 1 else rounded[0]).reshape(tensor.shape)
+        narrow = [mantissas.rounded(part, self._mantissa(step)) for part, (_, step) in zip(parts, cuts, strict=True)]
+        rounded = (torch.cat(narrow) if len(narrow) > 1 else narrow[0]).reshape(tensor.shape)
+        if self._overlay is None or found is None or found[1].dtype != tensor.dtype:
+            return rounded, found
+        apart = (found[1].double() - tensor.double()).abs()
+        if bool((apart <= (rounded.double() - tensor.double()).abs().max()).all()):
+            return found[1], found
+        return self._overlay.rounded(tensor, found[1], max(self._mantissa(step) for _, step in cuts), rounded), found
 
     def _leveled(self, name: str, tensor: Tensor, plan: Plan) -> Leveled:
-        scanned, scaled = self._scanned[name], windows(tensor)
+        near = self._near(name, tensor)
+        scanned, scaled = self._scanned[name], _difference(tensor, near)
         n_window, levels, start = scaled.shape[1], [], 0
-        cuts = [(n // n_window, _step_for(step, scanned.largest))
+        cuts = [(n // n_window, step_for(step, scanned.largest))
                 for n, step in plan.cut(self._starts[name], scanned.n_weights, n_window)]  # fmt: skip
         if len(cuts) == 1:
             scaled /= np.float32(cuts[0][1])
-            return leveled(tensor, scaled, levels_of(scaled, scanned.sample.rule(cuts[0][1])), cuts[0][1])
+            return leveled(tensor, scaled, levels_of(scaled, scanned.sample.rule(cuts[0][1])), cuts[0][1], near)
         # Levels are those that each part has at its own step and so cost the same; they then stand for the finest step.
         finest = min(step for _, step in cuts)
         for n, step in cuts:
             levels.append(levels_of(scaled[start : start + n] / np.float32(step), scanned.sample.rule(step)))
             start += n
-        return leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest)
+        return leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest, near)
 
     def _moved(self, norm: str, layer: str, after: Tensor | None, plan: Plan) -> Mapping[str, Tensor]:
         """Statistics of a batch norm for its rounded layer; none where they do not fit it."""
         before = self._checkpoint.read(layer).cpu()
-        if not _is_coded(before):
+        if not is_coded(before):
             return {}
         if after is None:
             after = self._leveled(self._first[layer], before, plan).dense
@@ -259,29 +269,17 @@ class LossyModel:
         return dict(zip((norm + moments.MEAN, norm + moments.VARIANCE), values, strict=True))
 
 
-def grid(step: float) -> float:
-    """The nearest step that two bytes hold where its size allows."""
-    step = min(LARGEST_STEP, max(SMALLEST_STEP, step))
-    if NORMAL_F16[0] <= step <= NORMAL_F16[1]:
-        return float(np.float16(step))
-    return float(torch.tensor(step).bfloat16())
-
-
-def _step_for(step: float, largest: float) -> float:
-    """The step, or the least multiple by a power of two with which a tensor has no more than sixteen planes."""
-    while largest / step > MAX_LEVEL - 1:
-        step *= 2
-    return step
-
-
-def _is_coded(tensor: Tensor) -> bool:
+def is_coded(tensor: Tensor) -> bool:
+    """Whether a tensor is a matrix of weights, or more than one, large enough to be rounded."""
     n_dimensions = sum(size > 1 for size in tensor.shape)
     return tensor.is_floating_point() and n_dimensions > 1 and tensor.numel() >= N_LEAST
 
 
 @dataclass(frozen=True, eq=False)
 class _Scanned:
-    """What is remembered of a tensor: a sample of its magnitudes, of which each stands for ``share`` weights."""
+    """What is remembered of a tensor: a sample of what is to be coded of it, magnitudes that each stand for ``share``
+    weights; the largest of all, and the energy of the tensor.
+    """
 
     sample: Spectrum
     share: float
@@ -290,19 +288,15 @@ class _Scanned:
     energy: float
 
 
-def _scanned(tensor: Tensor) -> _Scanned:
-    magnitudes = windows(tensor).reshape(-1)
+def _scanned(windows: Floats, energy: float | None) -> _Scanned:
+    magnitudes = windows.reshape(-1)
     np.abs(magnitudes, out=magnitudes)
     # The stride is odd, so that it is no multiple of the size of a row, mostly.
     sample = Spectrum.of(magnitudes[:: len(magnitudes) // N_SAMPLE | 1])
-    n = len(magnitudes)
-    return _Scanned(sample, n / len(sample.ascending), n, float(magnitudes.max()), squared_length(magnitudes))
+    n, energy = len(magnitudes), squared_length(magnitudes) if energy is None else energy
+    return _Scanned(sample, n / len(sample.ascending), n, float(magnitudes.max()), energy)
 
 
-def _rounded(tensor: Tensor, mantissa: int) -> Tensor:
-    """Floats with so many bits after the leading one, ties away from zero."""
-    wide = tensor.double()
-    fraction, exponent = torch.frexp(wide)
-    rounded = torch.ldexp((fraction * 2.0 ** (mantissa + 1)).round() / 2.0 ** (mantissa + 1), exponent)
-    narrow = rounded.to(tensor.dtype)
-    return torch.where(narrow.isfinite(), narrow, tensor)
+def _difference(tensor: Tensor, near: tuple[str, Tensor] | None) -> Floats:
+    """What is to be coded of a tensor, as windows."""
+    return windows(tensor if near is None else tensor.float() - near[1].float())

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoints import Entry
+from ..checkpoints import Entry
 from .rounding import COMMON
 
 MEAN, VARIANCE = ".running_mean", ".running_var"

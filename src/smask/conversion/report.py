@@ -13,10 +13,10 @@ import zstandard
 from torch import Tensor
 
 from .. import integrity
+from ..checkpoints import Checkpoint, Entry
 from ..dtypes import N_BYTES_OF_DTYPE
 from ..errors import CheckpointError
 from ..records import Blob, Manifest, Record, bit_sections, n_byte_planes
-from .checkpoints import Checkpoint, Entry
 
 HALVED = ("F32", "F64", "BF16")
 
@@ -28,7 +28,8 @@ class TensorSize:
     Attributes:
         name, shape, dtype: As in the checkpoint.
         stored_as: ``values`` (a plane and byte planes of its own), ``shared`` (byte planes of all small tensors),
-            ``N planes`` (levels over a seeded base) or ``same as NAME``.
+            ``N planes`` (levels over a seeded base) or ``same as NAME``; over another checkpoint also ``base`` (that
+            of the base itself), ``mask of base``, and ``base + `` before the first three.
         n_weights: Elements.
         raw_bytes: Bytes of them.
         n_bytes: Bytes in the file; of shared byte planes the part that its stored values are of all.
@@ -67,6 +68,7 @@ class ConversionReport:
         seconds: Time of the conversion without that of zstd.
         digest: sha256 over all tensors, as in the file.
         tensors: One by one.
+        base, base_digest: Checkpoint that the file is over and sha256 over its tensors; None where it is over none.
     """
 
     source: str
@@ -89,6 +91,8 @@ class ConversionReport:
     seconds: float
     digest: str
     tensors: tuple[TensorSize, ...]
+    base: str | None = None
+    base_digest: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -171,9 +175,7 @@ def sizes(checkpoint: Checkpoint, described: Manifest, errors: Mapping[str, floa
     sizes = []
     for index, (entry, record) in enumerate(zip(checkpoint.entries, records, strict=False)):
         n_bytes = own[index] + round(share * stored[index])
-        stored_as = f"same as {record.same}" if record.same else "values" if record.planes else "shared"
-        if record.seeded:
-            stored_as = f"{record.planes} planes"
+        stored_as = _form(record)
         sizes.append(
             TensorSize(
                 entry.name, entry.shape, entry.dtype, stored_as, record.n_weights, raw_bytes(entry), n_bytes,
@@ -181,6 +183,15 @@ def sizes(checkpoint: Checkpoint, described: Manifest, errors: Mapping[str, floa
             )
         )  # fmt: skip
     return tuple(sizes)
+
+
+def _form(record: Record) -> str:
+    if record.same or record.copied:
+        return f"same as {record.same}" if record.same else "base"
+    if record.base == "file":
+        return "mask of base"
+    form = f"{record.planes} planes" if record.seeded else "values" if record.planes else "shared"
+    return form if record.of is None else f"base + {form}"
 
 
 def _n_shared(record: Record) -> int:

@@ -17,7 +17,7 @@ import torch
 from numpy._core.multiarray import scalar
 from torch import Tensor
 
-from ..errors import CheckpointError
+from .errors import CheckpointError
 
 ZIP_MAGIC = b"PK\x03\x04"
 # Under these names training scripts keep the model; the first that is there wins.

@@ -25,11 +25,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..dtypes import N_BYTES_OF_DTYPE
-from ..errors import ArgumentError, CheckpointError
-from ..integrity import NAME_OF_DTYPE
-from ..records import Name
 from . import pickles
+from .dtypes import N_BYTES_OF_DTYPE
+from .errors import ArgumentError, CheckpointError
+from .integrity import NAME_OF_DTYPE
+from .records import Name
 
 Source: TypeAlias = str | os.PathLike[str] | nn.Module | Mapping[str, object]
 MAX_DIMENSIONS = 8
