@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from ..errors import ArchitectureError, ArgumentError
 from ..integrity import NAME_OF_DTYPE
 from ..recipe import EXTERNAL
 from .allocation import Search
+from .calibration import CalibratedSearch, Calibration
 from .checkpoints import Checkpoint, Entry, Source, open_checkpoint
 from .goals import goal_of
 from .report import ConversionReport, Rivals, bits_per_weight, n_of, raw_bytes, sizes
@@ -37,16 +40,22 @@ def convert_checkpoint(
     bits: float | None = None,
     target_size: str | int | None = None,
     max_error: float | None = None,
+    calibrate: Tensor | None = None,
+    refine: int = 0,
+    model: nn.Module | None = None,
     arch: Mapping[str, Any] | None = None,
     key: str | None = None,
     meta: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    trained: Callable[[int, int, float], None] | None = None,
 ) -> ConversionReport:
     """Writes a trained checkpoint as a file.
 
     Without a goal every tensor comes back bit for bit. With one, weight matrices become levels of one step over a
-    seeded base, and the step is found for the goal; no data is needed. Tensors are read one at a time and coded
+    seeded base, and the step is found for the goal; no data is needed. With inputs the weights are rounded for what the
+    network does with these, trained if wanted, and batch norms get new statistics; the whole network is then in memory,
+    and bytes may differ between machines, since sums of floats do. Tensors are read one at a time and coded
     sections wait in a temporary file beside the output, so that memory does not grow with the checkpoint. The output
     appears whole or not at all; the source is never touched.
 
@@ -58,11 +67,15 @@ def convert_checkpoint(
         target_size: Goal: most bytes of the whole file, as a number or ``60kB``; the file is at most 1 % smaller (some
             twenty bytes where it is tiny), unless sixteen planes a tensor do not fill it.
         max_error: Goal: largest Euclidean length of the difference over that of the weights, all matrices together.
+        calibrate: Inputs [N, ...] as the network takes them, without labels; two thousand are plenty.
+        refine: Passes over these inputs in which weights are trained under their rounding.
+        model: The network, where neither ``source`` is one nor ``arch`` says what it is; needed for ``calibrate``.
         arch: Architecture for :func:`smask.load`; counters of batch norms that an old checkpoint lacks are added as 0.
         key: Name under which a nested checkpoint holds the wanted tensors.
         meta: Free text to keep, beside what the checkpoint carries.
         overwrite: Whether an existing file may be replaced.
         progress: Called after each tensor with the bytes done and those of all tensors; again for each pass.
+        trained: Called after each step of ``refine`` with the steps done, those of all and the running loss.
 
     Raises:
         CheckpointError: The checkpoint is damaged, wants to run code, or holds something that cannot be kept.
@@ -77,6 +90,12 @@ def convert_checkpoint(
         raise ArgumentError("lossless", lossless, f"True, or one of {', '.join(goals)}")
     if lossless and any(value is not None for value in goals.values()):
         raise ArgumentError("lossless", lossless, f"none of {', '.join(goals)} beside it")
+    if calibrate is None and (refine or model is not None):
+        raise ArgumentError("refine" if refine else "model", refine or type(model).__name__, "calibrate beside it")
+    if refine < 0:
+        raise ArgumentError("refine", refine, "at least 0")
+    if calibrate is not None and bits is None and target_size is None:
+        raise ArgumentError("calibrate", "inputs", "target_size or bits beside it")
     path = Path(out)
     container.check_output(path, overwrite=overwrite)
     started = time.perf_counter()
@@ -113,7 +132,16 @@ def convert_checkpoint(
         if goal is None:
             draft, lossy = _exact(checkpoint, spool(), rivals, report_progress), None
         else:
-            search = Search(checkpoint, goal, rivals, spool, report_progress, wrapped, texts)
+            if calibrate is None:
+                search: Search | CalibratedSearch = Search(
+                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts
+                )
+            else:
+                network = _network(checkpoint, model or source, arch and wrapped).float()
+                calibration = Calibration(network, calibrate, refine, trained)
+                search = CalibratedSearch(
+                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts, calibration=calibration
+                )
             lossy = search.run()
             draft = lossy.draft
         with beside.open("xb") as file:
@@ -144,6 +172,31 @@ def model_of(source: Source, arch: Mapping[str, Any], *, key: str | None = None)
     model = architectures.build(wrapped)
     model.load_state_dict({entry.name: checkpoint.read(entry.name) for entry in checkpoint.entries})
     return model
+
+
+def _network(checkpoint: Checkpoint, module: object, arch: Mapping[str, Any] | None) -> nn.Module:
+    """A network of its own with the tensors of the checkpoint, under the names that these have there."""
+    if arch is not None:
+        network = architectures.build(arch)
+    elif isinstance(module, nn.Module):
+        network = copy.deepcopy(module).cpu()
+        for name in reversed(checkpoint.prefix.rstrip(".").split(".") if checkpoint.prefix else []):
+            if not any(key.startswith(f"{name}.") for key in network.state_dict()):
+                network = nn.Sequential(OrderedDict({name: network}))
+    else:
+        raise ArgumentError("calibrate", "inputs", "arch or model beside it: a checkpoint does not say what to run")
+    have, want = {entry.name for entry in checkpoint.entries}, network.state_dict()
+    differences = [f"{name} is not in the checkpoint" for name in want if name not in have]
+    differences += [f"{name} is not in the model" for name in have if name not in want]
+    state = {entry.name: checkpoint.read(entry.name) for entry in checkpoint.entries if not differences}
+    differences += [
+        f"{name} is {list(tensor.shape)} in the checkpoint, {list(want[name].shape)} in the model"
+        for name, tensor in state.items() if tensor.shape != want[name].shape
+    ]  # fmt: skip
+    if differences:
+        raise ArchitectureError(tuple(sorted(differences)))
+    network.load_state_dict(state)
+    return network
 
 
 def _exact(checkpoint: Checkpoint, spool: BinaryIO, rivals: Rivals, progress: Callable[[Entry], None]) -> Draft:

@@ -156,7 +156,7 @@ class LossyModel:
         if step not in self._estimates:
             bits = error = energy = 0.0
             for scanned in self._scanned.values():
-                own = _step_for(step, scanned.largest)
+                own = step_for(step, scanned.largest)
                 rule = scanned.sample.rule(own)
                 bits += scanned.share * rule.n_bits
                 error += scanned.share * rule.error * own * own
@@ -168,19 +168,35 @@ class LossyModel:
         """A guess at what is beside the planes, in bytes, good enough to begin with."""
         n_coded = sum(entry.n_weights for entry in self._scanned.values())
         n_sections = sum(
-            3 * max(1, math.log2(max(1.0, scanned.largest / _step_for(step, scanned.largest))))
+            3 * max(1, math.log2(max(1.0, scanned.largest / step_for(step, scanned.largest))))
             for scanned in self._scanned.values()
         )
         floats = (self.n_elements - n_coded) * (self._mantissa(step) + 4) / 8
         return 150 + 3 * len(self._checkpoint.entries) + 7 * n_sections + floats + self._n_other
 
-    def draft(self, plan: float | Plan, spool: BinaryIO, progress: Callable[[Entry], None]) -> Pass:
-        """All tensors at a step, or each at those of a plan."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensors that are rounded, those that repeat another left out."""
+        return tuple(self._scanned)
+
+    def draft(
+        self, plan: float | Plan, spool: BinaryIO, progress: Callable[[Entry], None], *,
+        given: Mapping[str, Leveled | Tensor] | None = None,
+    ) -> Pass:  # fmt: skip
+        """All tensors at a step, or each at those of a plan.
+
+        Args:
+            plan: Steps.
+            spool: Takes coded sections.
+            progress: Called after each tensor.
+            given: Tensors that are rounded already, and others with new values; batch norms are then left alone.
+        """
         plan = plan if isinstance(plan, Plan) else Plan(((self.n_elements, plan),))
         done = Pass(Draft(spool, thorough=False), plan.parts[0][1])
         dense: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
-        layers = {norm: layer for layer, norm in self._norms.items()}
+        layers = {norm: layer for layer, norm in self._norms.items()} if given is None else {}
+        given = given or {}
         for stream, entry in enumerate(self._checkpoint.entries):
             tensor = self._checkpoint.read(entry.name).cpu()
             norm = entry.name.removesuffix(moments.MEAN).removesuffix(moments.VARIANCE)
@@ -190,15 +206,17 @@ class LossyModel:
                     done.moved += [norm] if entry.name in statistics else []
                 tensor = statistics.pop(entry.name, tensor)
             first = self._first.get(entry.name, entry.name)
+            known = given.get(first)
             if not _is_coded(tensor):
+                tensor = known if isinstance(known, Tensor) else tensor
                 done.draft.add(entry.name, self._narrowed(entry.name, tensor, plan))
             elif first != entry.name:
                 record = Record(entry.name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first)
-                again = self._leveled(first, tensor, plan)
+                again = known if isinstance(known, Leveled) else self._leveled(first, tensor, plan)
                 done.errors[entry.name] = done.errors[first]
                 done.draft.append(again.dense, record)
             else:
-                leveled = self._leveled(entry.name, tensor, plan)
+                leveled = known if isinstance(known, Leveled) else self._leveled(entry.name, tensor, plan)
                 record, parameters, sections = leveled.stored(entry.name, stream, seed=SEED)
                 done.draft.append(leveled.dense, record, parameters=parameters, sections=sections)
                 done.count(entry.name, leveled.error(tensor), self._scanned[entry.name].energy)
@@ -225,7 +243,7 @@ class LossyModel:
     def _leveled(self, name: str, tensor: Tensor, plan: Plan) -> Leveled:
         scanned, scaled = self._scanned[name], windows(tensor)
         n_window, levels, start = scaled.shape[1], [], 0
-        cuts = [(n // n_window, _step_for(step, scanned.largest))
+        cuts = [(n // n_window, step_for(step, scanned.largest))
                 for n, step in plan.cut(self._starts[name], scanned.n_weights, n_window)]  # fmt: skip
         if len(cuts) == 1:
             scaled /= np.float32(cuts[0][1])
@@ -267,7 +285,7 @@ def grid(step: float) -> float:
     return float(torch.tensor(step).bfloat16())
 
 
-def _step_for(step: float, largest: float) -> float:
+def step_for(step: float, largest: float) -> float:
     """The step, or the least multiple by a power of two with which a tensor has no more than sixteen planes."""
     while largest / step > MAX_LEVEL - 1:
         step *= 2
