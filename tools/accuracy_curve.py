@@ -32,8 +32,9 @@ import torch
 
 import smask
 from smask import named_nets
-from smask.conversion.converter import convert_checkpoint, model_of
+from smask.conversion.converter import convert_checkpoint
 from smask.conversion.goals import size_of
+from smask.conversion.networks import model_of
 from smask.measurement import facts
 from smask.search.accuracy import score
 from smask.search.data import load_dataset

@@ -26,7 +26,8 @@ from torch import nn
 
 import smask
 from smask import architectures, named_nets
-from smask.conversion.converter import convert_checkpoint, model_of
+from smask.conversion.converter import convert_checkpoint
+from smask.conversion.networks import model_of
 from smask.integrity import raw_bytes
 from smask.measurement import facts
 from smask.search.accuracy import score

@@ -17,8 +17,9 @@ from typing import Any
 
 import smask
 from smask import named_nets
-from smask.conversion.converter import convert_checkpoint, model_of
+from smask.conversion.converter import convert_checkpoint
 from smask.conversion.goals import size_of
+from smask.conversion.networks import model_of
 from smask.errors import TargetError
 from smask.measurement import facts
 from smask.search.accuracy import score

@@ -120,7 +120,7 @@ def _numbers(arguments: argparse.Namespace, option: str) -> list[float] | None:
 def _scored_before(arguments: argparse.Namespace, arch: dict[str, Any] | None) -> dict[str, Any]:
     if arguments.eval is None or arch is None:
         return {}
-    from ..conversion.converter import model_of
+    from ..conversion.networks import model_of
     from ..search.accuracy import score
     from ..search.data import load_dataset
 

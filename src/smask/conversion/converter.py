@@ -7,28 +7,26 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor, nn
 
-from .. import architectures, container
+from .. import container
 from ..checkpoints import Checkpoint, Entry, Source, open_checkpoint
 from ..draft import Draft
-from ..errors import ArchitectureError, ArgumentError
-from ..integrity import NAME_OF_DTYPE
+from ..errors import ArgumentError
 from ..recipe import EXTERNAL
 from ..sources import BaseSource, open_base
 from .allocation import Search
+from .calibration import CalibratedSearch, Calibration
 from .goals import goal_of
+from .networks import completed, network_of, wrapped_in
 from .overlay import Overlay
 from .report import ConversionReport, Rivals, bits_per_weight, n_of, raw_bytes, sizes
 
 # The rival of the report works at its best level where that takes seconds, else at its usual one.
 N_SMALL, BEST_LEVEL, USUAL_LEVEL = 1 << 23, 19, 3
-COUNTER = ".num_batches_tracked"
 
 
 def convert_checkpoint(
@@ -40,16 +38,22 @@ def convert_checkpoint(
     target_size: str | int | None = None,
     max_error: float | None = None,
     base: BaseSource | None = None,
+    calibrate: Tensor | None = None,
+    refine: int = 0,
+    model: nn.Module | None = None,
     arch: Mapping[str, Any] | None = None,
     key: str | None = None,
     meta: Mapping[str, str] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    trained: Callable[[int, int, float], None] | None = None,
 ) -> ConversionReport:
     """Writes a trained checkpoint as a file.
 
     Without a goal every tensor comes back bit for bit. With one, weight matrices become levels of one step over a
-    seeded base, and the step is found for the goal; no data is needed. Tensors are read one at a time and coded
+    seeded base, and the step is found for the goal; no data is needed. With inputs the weights are rounded for what the
+    network does with these, trained if wanted, and batch norms get new statistics; the whole network is then in memory,
+    and bytes may differ between machines, since sums of floats do. Tensors are read one at a time and coded
     sections wait in a temporary file beside the output, so that memory does not grow with the checkpoint. The output
     appears whole or not at all; the source is never touched.
 
@@ -63,11 +67,15 @@ def convert_checkpoint(
         max_error: Goal: largest Euclidean length of the difference over that of the weights, all matrices together.
         base: Checkpoint to store over, or a ``.smask`` file; decoding then needs it. A tensor becomes a mask of the one
             of the same name and shape, a difference, or nothing; where that does not pay it is stored as without.
+        calibrate: Inputs [N, ...] as the network takes them, without labels; two thousand are plenty.
+        refine: Passes over these inputs in which weights are trained under their rounding.
+        model: The network, where neither ``source`` is one nor ``arch`` says what it is; needed for ``calibrate``.
         arch: Architecture for :func:`smask.load`; counters of batch norms that an old checkpoint lacks are added as 0.
         key: Name under which a nested checkpoint holds the wanted tensors.
         meta: Free text to keep, beside what the checkpoint carries.
         overwrite: Whether an existing file may be replaced.
         progress: Called after each tensor with the bytes done and those of all tensors; again for each pass.
+        trained: Called after each step of ``refine`` with the steps done, those of all and the running loss.
 
     Raises:
         CheckpointError: The checkpoint is damaged, wants to run code, or holds something that cannot be kept.
@@ -82,6 +90,14 @@ def convert_checkpoint(
         raise ArgumentError("lossless", lossless, f"True, or one of {', '.join(goals)}")
     if lossless and any(value is not None for value in goals.values()):
         raise ArgumentError("lossless", lossless, f"none of {', '.join(goals)} beside it")
+    if calibrate is None and (refine or model is not None):
+        raise ArgumentError("refine" if refine else "model", refine or type(model).__name__, "calibrate beside it")
+    if refine < 0:
+        raise ArgumentError("refine", refine, "at least 0")
+    if calibrate is not None and base is not None:
+        raise ArgumentError("base", "a base", "none beside calibrate, which moves weights away from it")
+    if calibrate is not None and bits is None and target_size is None:
+        raise ArgumentError("calibrate", "inputs", "target_size or bits beside it")
     path = Path(out)
     container.check_output(path, overwrite=overwrite)
     started = time.perf_counter()
@@ -93,8 +109,8 @@ def convert_checkpoint(
     overlay = None if base is None else Overlay(open_base(base), checkpoint.prefix)
     wrapped = EXTERNAL
     if arch is not None:
-        wrapped = _wrapped(arch, checkpoint.prefix)
-        checkpoint = _completed(checkpoint, wrapped)
+        wrapped = wrapped_in(arch, checkpoint.prefix)
+        checkpoint = completed(checkpoint, wrapped)
     raw = {entry.name: raw_bytes(entry) for entry in checkpoint.entries}
     aliases = {entry.name: entry.alias_of for entry in checkpoint.entries if entry.alias_of}
     n_raw = sum(n for name, n in raw.items() if name not in aliases)
@@ -121,7 +137,16 @@ def convert_checkpoint(
         if goal is None:
             draft, lossy = _exact(checkpoint, spool(), rivals, report_progress, overlay), None
         else:
-            search = Search(checkpoint, goal, rivals, spool, report_progress, wrapped, texts, overlay)
+            if calibrate is None:
+                search: Search | CalibratedSearch = Search(
+                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts, overlay
+                )
+            else:
+                network = network_of(checkpoint, model or source, None if arch is None else wrapped).float()
+                calibration = Calibration(network, calibrate, refine, trained)
+                search = CalibratedSearch(
+                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts, calibration=calibration
+                )
             lossy = search.run()
             draft = lossy.draft
         with beside.open("xb") as file:
@@ -141,21 +166,6 @@ def convert_checkpoint(
     )  # fmt: skip
 
 
-def model_of(source: Source, arch: Mapping[str, Any], *, key: str | None = None) -> nn.Module:
-    """The architecture with the tensors of a checkpoint, before any conversion.
-
-    Raises:
-        CheckpointError: As for :func:`convert_checkpoint`.
-        ArchitectureError: The checkpoint does not fit the architecture.
-    """
-    checkpoint = open_checkpoint(source, key=key)
-    wrapped = _wrapped(arch, checkpoint.prefix)
-    checkpoint = _completed(checkpoint, wrapped)
-    model = architectures.build(wrapped)
-    model.load_state_dict({entry.name: checkpoint.read(entry.name) for entry in checkpoint.entries})
-    return model
-
-
 def _exact(
     checkpoint: Checkpoint, spool: BinaryIO, rivals: Rivals, progress: Callable[[Entry], None], overlay: Overlay | None
 ) -> Draft:
@@ -166,33 +176,3 @@ def _exact(
         draft.add(entry.name, tensor, overlay.over(entry.name, entry.shape, entry.dtype) if overlay else None)
         progress(entry)
     return draft
-
-
-def _wrapped(arch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The architecture inside of stacks that give its names the prefix of a wrapper."""
-    layers = list(arch.get("layers", ()))
-    for name in reversed(prefix.rstrip(".").split(".") if prefix else []):
-        layers = [{"op": "stack", "name": name, "layers": layers}]
-    return {**arch, "layers": layers}
-
-
-def _completed(checkpoint: Checkpoint, arch: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint with the counters that old batch norms lack; raises ArchitectureError if it does not fit then."""
-    state = architectures.build(arch, "meta").state_dict()
-    want = {name: (tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype]) for name, tensor in state.items()}
-    got = {entry.name: (entry.shape, entry.dtype) for entry in checkpoint.entries}
-    added = [name for name in want if name.endswith(COUNTER) and name not in got]
-    differences = [f"{name} is not in the checkpoint" for name in want if name not in got and name not in added]
-    differences += [f"{name} is not in the architecture" for name in got if name not in want]
-    differences += [
-        f"{name} is {got[name][1]} {list(got[name][0])} in the checkpoint, {shape[1]} {list(shape[0])} in the net"
-        for name, shape in want.items() if name in got and got[name] != shape
-    ]  # fmt: skip
-    if differences:
-        raise ArchitectureError(tuple(differences))
-
-    def read(name: str) -> Tensor:
-        return torch.tensor(0) if name in added else checkpoint.read(name)
-
-    entries = (*checkpoint.entries, *(Entry(name, (), "I64") for name in added))
-    return replace(checkpoint, entries=entries, read=read)

@@ -1,0 +1,158 @@
+"""Conversion with inputs at hand: weights are rounded, and trained if wanted, for what the network does with them.
+
+Without training, :mod:`.feedback` rounds every layer for the inputs that it sees. With it, :mod:`.refinement` moves the
+weights under their own rounding. Then batch norms get the statistics of the rounded network, and the step is moved
+until the whole file has its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..checkpoints import Checkpoint, Entry
+from ..errors import ArgumentError, TargetError
+from .allocation import AIM, TOLERANCE
+from .distillation import Inputs
+from .feedback import levels_fed_back, listen
+from .goals import Goal
+from .leveling import Leveled, leveled, windows
+from .lossy import LossyModel, Pass
+from .plan import grid
+from .refinement import N_BATCH, Refinement
+from .report import Rivals
+
+# Passes that look for the step at which the file has its size.
+MAX_PASSES = 16
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a conversion may look at beside the checkpoint.
+
+    Attributes:
+        model: The network, in float32, with the tensors of the checkpoint under the names of the checkpoint.
+        inputs: [N, ...] as the network takes them; no labels.
+        epochs: Passes over the inputs in which weights are trained; 0 for rounding alone.
+        trained: Called after each step of the training with the steps done, those of all and the running loss.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    epochs: int = 0
+    trained: Callable[[int, int, float], None] | None = None
+
+
+class CalibratedSearch:
+    """Finds the file of a size whose network does most nearly what the given one did."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
+        progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str], *,
+        calibration: Calibration,
+    ) -> None:  # fmt: skip
+        if goal.n_bytes is None:
+            raise ArgumentError("max_error", goal.error, "target_size or bits beside calibrate, which moves weights")
+        self._limit, self._spool, self._progress, self._arch, self._meta = goal.n_bytes, spool, progress, arch, meta
+        self._lossy = LossyModel(checkpoint, rivals.take)
+        self._calibration = calibration
+        self._inputs = Inputs(calibration.inputs, seed=SEED)
+        self._dtypes = {entry.name: checkpoint.read(entry.name).dtype for entry in checkpoint.entries}
+        parameters = dict(calibration.model.named_parameters())
+        self._names = [name for name in self._lossy.names if name in parameters]
+        if not self._names:
+            raise ArgumentError("calibrate", "no weight matrix of the model is in the checkpoint", "the same names")
+        self._moments: dict[str, np.ndarray] = {}
+
+    def run(self) -> Pass:
+        """The pass whose file is nearest to the size without missing it.
+
+        Raises:
+            TargetError: No file of the checkpoint is so small.
+        """
+        refinement = Refinement(self._calibration.model, self._names, self._inputs)
+        step = refinement.step_of(self._limit)
+        if self._calibration.epochs:
+            # What is beside the planes comes from a file; planes alone are what the training keeps the size of.
+            step, beside = refinement.step_of(self._limit), 0.0
+            for _ in range(2):
+                rounded = refinement.leveled(step, self._dtypes)
+                beside = self._cost(self._draft(rounded, {}, step)) - refinement.n_bytes(step)
+                step = refinement.step_of(max(1.0, self._limit * AIM - beside))
+            n_steps = max(1, math.ceil(self._calibration.epochs * len(self._inputs) / N_BATCH))
+            refinement.run(max(1.0, self._limit * AIM - beside), n_steps, progress=self._calibration.trained)
+            step = refinement.step_of(max(1.0, self._limit * AIM - beside))
+        else:
+            self._moments = listen(self._calibration.model, self._names, self._inputs.all())
+        return self._nearest(refinement, step)
+
+    def _nearest(self, refinement: Refinement, step: float) -> Pass:
+        """Moves the step until the file has its size."""
+        floats = dict[str, Tensor]()
+        finer, coarser, costs = 0.0, math.inf, dict[float, int]()
+        best: tuple[int, Pass] | None = None
+        for _ in range(MAX_PASSES):
+            if step in costs:
+                break
+            rounded = self._rounded(refinement, step)
+            if not floats:
+                # Statistics that a later step changes by a hair do not change the size.
+                floats = self._floats(refinement, rounded)
+            done = self._draft(rounded, floats, step)
+            cost = costs[step] = self._cost(done)
+            if cost <= self._limit and (best is None or cost > best[0]):
+                best = cost, done
+                best_rounded = rounded
+            if (1 - TOLERANCE) * self._limit <= cost <= self._limit:
+                break
+            finer, coarser = (step, coarser) if cost > self._limit else (finer, step)
+            step = self._next(costs, finer, coarser)
+        if best is None:
+            raise TargetError(self._limit, min(costs.values()))
+        floats = self._floats(refinement, best_rounded)
+        done = self._draft(best_rounded, floats, best[1].step)
+        return done if self._cost(done) <= self._limit else best[1]
+
+    def _next(self, costs: Mapping[float, int], finer: float, coarser: float) -> float:
+        aim = AIM * self._limit
+        if len(costs) > 1:
+            one, other = sorted(costs, key=lambda step: abs(costs[step] - aim))[:2]
+            slope = (costs[one] - costs[other]) / math.log2(one / other)
+            move = (aim - costs[one]) / slope if slope else 1.0
+            step = grid(one * 2.0 ** min(1.0, max(-1.0, move)))
+        else:
+            (step, cost), *_ = costs.items()
+            step = grid(step * min(2.0, max(0.5, cost / aim)))
+        if finer < step < coarser:
+            return step
+        return grid(math.sqrt(finer * coarser) if finer > 0 and coarser < math.inf else finer * 2 or coarser / 2)
+
+    def _rounded(self, refinement: Refinement, step: float) -> dict[str, Leveled]:
+        rounded = refinement.leveled(step, self._dtypes)
+        weights = dict(refinement.student.named_parameters())
+        rules = refinement.rules(step)
+        for name, moments in self._moments.items():
+            rule, own = rules[name]
+            scaled = windows(weights[name])
+            scaled /= np.float32(own)
+            rows = scaled.reshape(weights[name].shape[0], -1)
+            levels = levels_fed_back(rows, moments, rule).reshape(scaled.shape)
+            rounded[name] = leveled(weights[name].detach().to(self._dtypes[name]), scaled, levels, own)
+        return rounded
+
+    def _floats(self, refinement: Refinement, rounded: Mapping[str, Leveled]) -> dict[str, Tensor]:
+        refinement.follow({name: leveled.dense for name, leveled in rounded.items()})
+        floats = refinement.floats()
+        return {name: value.to(self._dtypes[name]) for name, value in floats.items() if name in self._dtypes}
+
+    def _draft(self, rounded: Mapping[str, Leveled], floats: Mapping[str, Tensor], step: float) -> Pass:
+        return self._lossy.draft(step, self._spool(), self._progress, given={**floats, **rounded})
+
+    def _cost(self, done: Pass) -> int:
+        return done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta)
