@@ -18,6 +18,8 @@ examples:
   smask convert model.safetensors -o model.smask --max-error 0.05 --json
   smask convert resnet20.th -o resnet20.smask --bits 3 --arch resnet20 --mean 0.485,0.456,0.406 \\
       --std 0.229,0.224,0.225 --eval cifar10.npz
+  smask convert resnet20.th -o small.smask --target-size 40kB --arch resnet20 --mean 0.485,0.456,0.406 \\
+      --std 0.229,0.224,0.225 --calibrate cifar10.npz --refine 40
   smask convert checkpoint.pt -o model.smask --lossless --key model_ema
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --lossless
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --max-error 0.005
@@ -26,6 +28,9 @@ examples:
 
 reads .safetensors, a *.index.json with its shards, a folder with either, and what torch.save wrote (.pt, .pth, .th,
 .bin), which is loaded with weights_only=True and never otherwise.
+
+With --calibrate every layer is rounded for the inputs that it sees, and statistics of batch norms follow; --refine then
+trains the weights under their own rounding to give the outputs of the original, for a few minutes. Labels are not used.
 
 With --base a tensor becomes a mask of that of the same name and shape there, a difference from it, or nothing at all;
 one that is not there, or is farther from it than from zero, is stored as without. The error stays that over the length
@@ -52,6 +57,9 @@ def add(commands: Any) -> None:
         "--max-error", type=float, metavar="E", help="length of the difference at most E times that of the weights"
     )
     option("--base", metavar="BASE", help="store over this checkpoint or .smask file, which decoding then needs")
+    option("--calibrate", metavar="DATA", help="with --arch: round for what the net does on the training part of DATA")
+    option("--samples", type=int, default=2000, metavar="N", help="inputs taken of it, labels unseen (default 2000)")
+    option("--refine", type=int, default=0, metavar="EPOCHS", help="passes over them that train weights as rounded")
     option("--arch", metavar="A", help="a named net or JSON file, so that smask can load and run the file")
     option("--mean", metavar="M,M,M", help="with --arch: what is subtracted from each channel of an input")
     option("--std", metavar="S,S,S", help="with --arch: what it is then divided by")
@@ -75,11 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..conversion.converter import convert_checkpoint
 
-    with screen.byte_bar("convert", quiet=arguments.quiet) as progress:
+    calibrate = _inputs(arguments)
+    with screen.conversion_bar(quiet=arguments.quiet) as (progress, trained):
         report = convert_checkpoint(
             arguments.source, arguments.output, lossless=arguments.lossless or None, bits=arguments.bits,
             target_size=arguments.target_size, max_error=arguments.max_error, arch=arch, key=arguments.key, meta=meta,
-            base=arguments.base, overwrite=arguments.force, progress=progress,
+            base=arguments.base, calibrate=calibrate, refine=arguments.refine, overwrite=arguments.force,
+            progress=progress, trained=trained,
         )  # fmt: skip
     for line in _notes(report):
         screen.say(screen.printable(line), quiet=arguments.quiet)
@@ -97,7 +107,7 @@ def _arch(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from ..errors import ArgumentError
 
     if arguments.arch is None:
-        for option in ("mean", "std", "eval"):
+        for option in ("mean", "std", "eval", "calibrate"):
             if getattr(arguments, option) is not None:
                 raise ArgumentError(f"--{option}", getattr(arguments, option), "--arch beside it")
         return None
@@ -105,6 +115,23 @@ def _arch(arguments: argparse.Namespace) -> dict[str, Any] | None:
         raise ArgumentError("--mean and --std", "one of them", "both or none")
     mean, std = (_numbers(arguments, option) for option in ("mean", "std"))
     return named_nets.architecture(arguments.arch, mean=mean, std=std)
+
+
+def _inputs(arguments: argparse.Namespace) -> Any:
+    """Inputs for a calibration: as many as wanted of the training part, evenly from everywhere."""
+    from ..errors import ArgumentError
+
+    if arguments.calibrate is None:
+        return None
+    if arguments.samples < 1:
+        raise ArgumentError("--samples", arguments.samples, "at least 1")
+    import torch
+
+    from ..search.data import load_dataset
+
+    data = load_dataset(arguments.calibrate)
+    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))
+    return data.inputs(data.x_train[order[: arguments.samples]])
 
 
 def _numbers(arguments: argparse.Namespace, option: str) -> list[float] | None:

@@ -13,12 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -161,16 +159,50 @@ def compiling() -> Iterator[None]:
 
 
 @contextmanager
-def byte_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Progress over bytes done and bytes in all; nothing where stderr is no terminal."""
+def conversion_bar(
+    *, quiet: bool
+) -> Iterator[tuple[Callable[[int, int], None] | None, Callable[[int, int, float], None] | None]]:
+    """Progress of a conversion, over bytes of each pass, and of a training in it, over steps.
+
+    Where stderr is no terminal only the training, which may take minutes, says something now and then.
+    """
     console = Console(stderr=True, highlight=False)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    if quiet:
+        yield None, None
+    elif console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Bar(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("convert", total=None, amount="")
+
+            def show_bytes(done: int, total: int) -> None:
+                rate = (bar.tasks[0].speed or 0) / 1e6
+                bar.update(task, completed=done, total=total, description="convert", amount=f"{rate:.0f} MB/s")
+
+            def show_steps(step: int, n_steps: int, loss: float) -> None:
+                if step == 1:
+                    bar.reset(task)
+                rate = bar.tasks[0].speed or 0
+                amount = f"{step}/{n_steps} steps, {rate:.1f} steps/s, loss {loss:.4f}"
+                bar.update(task, completed=step, total=n_steps, description="refine", amount=amount)
+
+            yield show_bytes, show_steps
+    else:
+        started = last = time.monotonic()
+
+        def line(step: int, n_steps: int, loss: float) -> None:
+            nonlocal started, last
+            now = time.monotonic()
+            if step == 1:
+                started = now
+            elif now - last >= N_QUIET_SECONDS or step == n_steps:
+                last, rate = now, (step - 1) / max(1e-9, now - started)
+                left = (n_steps - step) / rate
+                say(f"refine {step}/{n_steps} steps, {rate:.1f} steps/s, {left:.0f} s left, loss {loss:.4f}")
+
+        yield None, line
 
 
 def _state(at: Progress) -> str:

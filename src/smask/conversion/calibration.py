@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..checkpoints import Checkpoint, Entry
-from ..errors import ArgumentError, TargetError
+from ..errors import ArchitectureError, ArgumentError, TargetError
 from .allocation import AIM, TOLERANCE
-from .distillation import Inputs
-from .feedback import levels_fed_back, listen
+from .distillation import Inputs, outputs_of
+from .feedback import Feedback, levels_fed_back, listen
 from .goals import Goal
 from .leveling import Leveled, leveled, windows
 from .lossy import LossyModel, Pass
@@ -29,6 +30,8 @@ from .report import Rivals
 
 # Passes that look for the step at which the file has its size.
 MAX_PASSES = 16
+# Inputs whose moments are taken.
+N_LISTENED = 512
 SEED = 0
 
 
@@ -63,12 +66,21 @@ class CalibratedSearch:
         self._lossy = LossyModel(checkpoint, rivals.take)
         self._calibration = calibration
         self._inputs = Inputs(calibration.inputs, seed=SEED)
+        self._check_fit()
         self._dtypes = {entry.name: checkpoint.read(entry.name).dtype for entry in checkpoint.entries}
         parameters = dict(calibration.model.named_parameters())
         self._names = [name for name in self._lossy.names if name in parameters]
         if not self._names:
             raise ArgumentError("calibrate", "no weight matrix of the model is in the checkpoint", "the same names")
-        self._moments: dict[str, np.ndarray] = {}
+        self._feedback: dict[str, list[Feedback]] = {}
+
+    @torch.no_grad()
+    def _check_fit(self) -> None:
+        try:
+            outputs_of(self._calibration.model.eval()(next(self._inputs.some(1))))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            shape, reason = list(self._calibration.inputs.shape[1:]), str(error).splitlines()[0]
+            raise ArchitectureError((f"inputs of shape {shape} do not go through the model: {reason}",)) from None
 
     def run(self) -> Pass:
         """The pass whose file is nearest to the size without missing it.
@@ -89,7 +101,8 @@ class CalibratedSearch:
             refinement.run(max(1.0, self._limit * AIM - beside), n_steps, progress=self._calibration.trained)
             step = refinement.step_of(max(1.0, self._limit * AIM - beside))
         else:
-            self._moments = listen(self._calibration.model, self._names, self._inputs.all())
+            moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
+            self._feedback = {name: [Feedback.of(group) for group in groups] for name, groups in moments.items()}
         return self._nearest(refinement, step)
 
     def _nearest(self, refinement: Refinement, step: float) -> Pass:
@@ -137,12 +150,12 @@ class CalibratedSearch:
         rounded = refinement.leveled(step, self._dtypes)
         weights = dict(refinement.student.named_parameters())
         rules = refinement.rules(step)
-        for name, moments in self._moments.items():
+        for name, feedbacks in self._feedback.items():
             rule, own = rules[name]
             scaled = windows(weights[name])
             scaled /= np.float32(own)
             rows = scaled.reshape(weights[name].shape[0], -1)
-            levels = levels_fed_back(rows, moments, rule).reshape(scaled.shape)
+            levels = levels_fed_back(rows, feedbacks, rule).reshape(scaled.shape)
             rounded[name] = leveled(weights[name].detach().to(self._dtypes[name]), scaled, levels, own)
         return rounded
 

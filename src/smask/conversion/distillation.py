@@ -55,6 +55,10 @@ class Inputs:
         """Every input once, in order and as it is."""
         return iter(torch.split(self._inputs, N_ALL))
 
+    def some(self, n: int) -> Iterator[Tensor]:
+        """So many inputs, or all where there are fewer, evenly from everywhere."""
+        return iter(torch.split(self._inputs[:: max(1, len(self) // n)][:n], N_ALL))
+
 
 def outputs_of(result: object) -> Tensor:
     """The tensor that a network gave, or the field ``logits`` of what it gave.

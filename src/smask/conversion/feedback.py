@@ -8,7 +8,9 @@ of error over bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,54 +30,43 @@ MOST_INPUTS = 8192
 # Positions of one input that are looked at.
 N_POSITIONS = 256
 
-Moments = npt.NDArray[np.float64]
-
-
-class Listener:
-    """Second moments of the inputs of layers, gathered as a network runs.
-
-    Args:
-        model: Its linear and convolution layers are listened to.
-        names: Names of their weights.
-
-    Attributes:
-        moments: float64 [groups, inputs, inputs] by name of the weight.
-    """
-
-    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
-        self.moments: dict[str, Moments] = {}
-        self._hooks = []
-        wanted = set(names)
-        for name, module in model.named_modules():
-            weight = f"{name}.weight".lstrip(".")
-            fits = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and weight_columns(module) <= MOST_INPUTS
-            if weight in wanted and fits:
-                self._hooks.append(module.register_forward_pre_hook(self._hook(weight)))
-
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def take(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen = columns(module, arguments[0].detach().float())
-            moments = (seen.transpose(1, 2) @ seen).double().numpy()
-            self.moments[name] = self.moments.get(name, 0) + moments
-
-        return take
-
-    def close(self) -> None:
-        """Takes the hooks off."""
-        for hook in self._hooks:
-            hook.remove()
+Moments: TypeAlias = npt.NDArray[np.float64]
 
 
 def listen(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
-    """Second moments of the inputs of layers over batches; of layers that are of another kind there are none."""
-    listener = Listener(model, names)
+    """Second moments of the inputs of linear and convolution layers as a network runs.
+
+    Args:
+        model: The network.
+        names: Weights whose layers are listened to.
+        batches: Its inputs.
+
+    Returns:
+        float64 [groups, columns, columns] by name of the weight; nothing for layers of other kinds or wider ones.
+    """
+    moments: dict[str, Moments] = {}
+    hooks, wanted = [], set(names)
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def take(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen = columns(module, arguments[0].detach().float())
+            moments[name] = moments.get(name, 0.0) + (seen.transpose(1, 2) @ seen).double().numpy()
+
+        return take
+
+    for name, module in model.named_modules():
+        weight = f"{name}.weight".lstrip(".")
+        fits = isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and weight_columns(module) <= MOST_INPUTS
+        if weight in wanted and fits:
+            hooks.append(module.register_forward_pre_hook(hook_of(weight)))
     try:
         with torch.no_grad():
             for batch in batches:
                 outputs_of(model(batch))
     finally:
-        listener.close()
-    return listener.moments
+        for hook in hooks:
+            hook.remove()
+    return moments
 
 
 def weight_columns(module: nn.Module) -> int:
@@ -110,49 +101,62 @@ def _same(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> list[int]:
     return [side for whole in reversed(total) for side in (whole // 2, whole - whole // 2)]
 
 
-def levels_fed_back(weights: Floats, moments: Moments, rule: Rule) -> Levels:
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """How errors of the weights of one group of a layer are made good, and what they cost.
+
+    Attributes:
+        order: Columns, those whose inputs have most energy first: their errors find more that can make them good.
+        factor: float64 [columns, columns], upper; row j says how the error of column j spreads over those after it.
+        prices: float64 [columns]; cost of an error once the others have made good what they can, inverted, about 1.
+    """
+
+    order: npt.NDArray[np.int64]
+    factor: Moments
+    prices: Moments
+
+    @classmethod
+    def of(cls, moments: Moments) -> Feedback:
+        """From the second moments of inputs, float64 [columns, columns]."""
+        n_columns, mean = len(moments), float(np.diag(moments).mean()) if len(moments) else 0.0
+        if not mean > 0 or not np.isfinite(moments).all():
+            moments, mean = np.eye(n_columns), 1.0
+        damped = moments / mean + DAMPING * np.eye(n_columns)
+        order = np.argsort(-np.diag(damped), kind="stable")
+        factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+        prices = np.diag(factor) ** 2
+        return cls(order, factor, prices / np.exp(np.log(prices).mean()))
+
+
+def levels_fed_back(weights: Floats, feedbacks: Sequence[Feedback], rule: Rule) -> Levels:
     """Signed levels of weights in steps.
 
     Args:
         weights: float32 [rows, columns], in steps; rows are those of all groups in turn.
-        moments: float64 [groups, columns, columns]; second moments of the inputs.
+        feedbacks: One for each group.
         rule: Offset and prices of levels, from weights in the same steps.
 
     Returns:
         int32 [rows, columns].
     """
-    parts = np.split(weights, len(moments))
-    return np.concatenate([_one_group(part, group, rule) for part, group in zip(parts, moments, strict=True)])
+    parts = np.split(weights, len(feedbacks))
+    return np.concatenate([_one_group(part, feedback, rule) for part, feedback in zip(parts, feedbacks, strict=True)])
 
 
-def _one_group(weights: Floats, moments: Moments, rule: Rule) -> Levels:
-    n_columns = weights.shape[1]
+def _one_group(weights: Floats, feedback: Feedback, rule: Rule) -> Levels:
     levels = np.zeros(weights.shape, np.int32)
     if not len(rule.gains):
         return levels
-    diagonal = np.diag(moments)
-    mean = float(diagonal.mean())
-    if not mean > 0 or not np.isfinite(moments).all():
-        moments, mean = np.eye(n_columns), 1.0
-    damped = moments / mean + DAMPING * np.eye(n_columns)
-    # Inputs of much energy first: their errors find more columns that can make them good.
-    order = np.argsort(-np.diag(damped), kind="stable")
-    inverse = np.linalg.inv(damped[np.ix_(order, order)])
-    # The upper factor of the inverse: row j holds how an error in column j spreads over those after it.
-    factor = np.linalg.cholesky(inverse).T
-    # What an error costs once the others have made good what they can; one is its mean over the layer.
-    prices = np.diag(factor) ** 2
-    prices /= np.exp(np.log(prices).mean())
+    n_columns, order, factor = weights.shape[1], feedback.order, feedback.factor
     rest = weights[:, order].astype(np.float64)
     for start in range(0, n_columns, N_BLOCK):
         end = min(start + N_BLOCK, n_columns)
         errors = np.zeros((len(weights), end - start))
         for column in range(start, end):
-            pivot = factor[column, column]
-            level, value = _cheapest(rest[:, column], rule, SLOPE * prices[column])
+            level, value = _cheapest(rest[:, column], rule, SLOPE * feedback.prices[column])
             levels[:, order[column]] = level
-            errors[:, column - start] = (rest[:, column] - value) / pivot
-            rest[:, column + 1 : end] -= np.outer(errors[:, column - start], factor[column, column + 1 : end])
+            error = errors[:, column - start] = (rest[:, column] - value) / factor[column, column]
+            rest[:, column + 1 : end] -= np.outer(error, factor[column, column + 1 : end])
         rest[:, end:] -= errors @ factor[start:end, end:]
     return levels
 

@@ -1,0 +1,296 @@
+"""Conversion with inputs at hand: errors made good, statistics that follow, weights trained under their rounding."""
+
+import copy
+import json
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import smask
+from smask import architectures
+from smask.cli.main import main
+from smask.conversion.converter import convert_checkpoint
+from smask.conversion.distillation import Inputs, divergence
+from smask.conversion.feedback import Feedback, columns, levels_fed_back
+from smask.conversion.goals import size_of
+from smask.conversion.rounding import learn, levels_of
+from smask.conversion.statistics import Statistics
+from smask.errors import ArchitectureError, ArgumentError
+from smask.search.data import digits
+
+ARCH = {
+    "input": [1, 8, 8],
+    "layers": [
+        {"op": "conv2d", "inputs": 1, "outputs": 16, "kernel": 3, "padding": 1, "bias": False},
+        {"op": "batch-norm-2d", "features": 16}, "relu",
+        {"op": "conv2d", "inputs": 16, "outputs": 32, "kernel": 3, "stride": 2, "bias": False},
+        {"op": "batch-norm-2d", "features": 32}, "relu", "flatten",
+        {"op": "linear", "inputs": 288, "outputs": 10},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    """A small network with batch norms that knows its digits."""
+    data = digits()
+    x, y = data.inputs(data.x_train), data.y_train
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = architectures.build(ARCH)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        for _ in range(8):
+            for index in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[index]), y[index]).backward()
+                optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> torch.Tensor:
+    data = digits()
+    return data.inputs(data.x_train[:600])
+
+
+def right(model: nn.Module) -> float:
+    data = digits()
+    with torch.no_grad():
+        return float((model(data.inputs(data.x_test)).argmax(1) == data.y_test).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(12, 5, bias=False), (7, 3, 12)), (nn.Conv2d(4, 6, 3, bias=False), (2, 4, 7, 9)),
+        (nn.Conv2d(4, 6, (3, 2), stride=2, padding=(2, 1), dilation=2, groups=2, bias=False), (2, 4, 9, 9)),
+        (nn.Conv1d(4, 8, 5, stride=2, padding=2, groups=4, bias=False), (3, 4, 21)),
+        (nn.Conv2d(3, 2, 3, padding="same", dilation=2, bias=False), (2, 3, 6, 6)),
+        (nn.Conv1d(3, 2, 5, padding="same", bias=False), (2, 3, 11)),
+    ],
+)  # fmt: skip
+def test_columns_are_what_weights_are_multiplied_with(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    seen = columns(layer, x)
+    weight = layer.weight.detach().reshape(len(seen), -1, seen.shape[2])
+    products = seen @ weight.transpose(1, 2)
+    out = layer(x).detach()
+    want = out.reshape(-1, out.shape[-1]) if isinstance(layer, nn.Linear) else out.flatten(2).transpose(1, 2)
+    if not isinstance(layer, nn.Linear):
+        products = products.reshape(len(seen), len(x), -1, weight.shape[1]).permute(1, 2, 0, 3)
+    assert torch.allclose(products.reshape(want.shape), want, atol=1e-5)
+
+
+def test_feedback_without_common_inputs_is_lone_rounding() -> None:
+    weights = np.random.default_rng(0).standard_normal((30, 40)).astype(np.float32) * 2
+    rule = learn(np.abs(weights).reshape(-1))
+    alone = levels_of(weights.reshape(-1, 1), rule).reshape(weights.shape)
+    fed = levels_fed_back(weights, [Feedback.of(np.eye(40))], rule)
+    # Edges of the rule join levels that the cheapest choice may still tell apart, by a hair.
+    assert np.mean(fed != alone) < 0.01
+
+
+def test_feedback_makes_errors_good() -> None:
+    random = np.random.default_rng(1)
+    inputs = random.standard_normal((500, 6)) @ random.standard_normal((6, 48)) + 0.3 * random.standard_normal(
+        (500, 48)
+    )
+    weights = random.standard_normal((64, 48)).astype(np.float32) * 1.5
+    rule = learn(np.abs(weights).reshape(-1))
+    errors = []
+    for levels in (
+        levels_of(weights.reshape(-1, 1), rule).reshape(weights.shape),
+        levels_fed_back(weights, [Feedback.of(inputs.T @ inputs)], rule),
+    ):
+        rounded = np.where(levels == 0, 0, levels - np.sign(levels) * rule.offset)
+        errors.append(float(np.square(inputs @ (rounded - weights).T).sum()))
+    assert errors[1] < 0.4 * errors[0]
+
+
+def test_no_input_no_trouble() -> None:
+    weights = np.ones((4, 6), np.float32)
+    rule = learn(np.abs(weights).reshape(-1))
+    assert (levels_fed_back(weights, [Feedback.of(np.zeros((6, 6)))], rule) == 1).all()
+    assert not levels_fed_back(weights * 0, [Feedback.of(np.eye(6))], learn(np.zeros(24, np.float32))).any()
+
+
+def test_statistics_follow_their_weights(trained: nn.Module, inputs: torch.Tensor) -> None:
+    statistics, student = Statistics(trained, [inputs]), copy.deepcopy(trained)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    statistics.follow(student, {})
+    assert all(torch.allclose(tensor, before[name], atol=1e-6) for name, tensor in student.state_dict().items())
+    # A layer three times as strong gives the same after a norm that follows.
+    weights = {"0.weight": 3 * trained.state_dict()["0.weight"]}
+    statistics.follow(student, weights)
+    with torch.no_grad():
+        got = torch.func.functional_call(student, weights, (inputs,))
+        assert torch.allclose(got, trained(inputs), atol=0.05)
+    assert torch.allclose(student[1].running_var, 9 * trained[1].running_var, rtol=1e-4)
+
+
+def test_divergence() -> None:
+    random = torch.Generator().manual_seed(0)
+    for shape in ((5, 7), (2, 6, 9), (2, 4, 3, 3), (8, 1)):
+        one, other = torch.randn(2, *shape, generator=random)
+        assert float(divergence(one, one)) == pytest.approx(0, abs=1e-6)
+        assert float(divergence(one, other)) > 0.1
+
+
+@pytest.mark.parametrize("refine", [0, 4])
+def test_inputs_help(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
+    plain = convert_checkpoint(trained, tmp_path / "plain.smask", target_size=1700, arch=ARCH)
+    steps: list[tuple[int, int, float]] = []
+    report = convert_checkpoint(
+        trained, tmp_path / "m.smask", target_size=1700, arch=ARCH, calibrate=inputs, refine=refine,
+        trained=lambda *at: steps.append(at),
+    )  # fmt: skip
+    assert 0.99 * 1700 <= report.n_bytes <= 1700
+    assert plain.n_bytes <= 1700
+    assert smask.verify(tmp_path / "m.smask").same
+    model, without = smask.load(tmp_path / "m.smask"), smask.load(tmp_path / "plain.smask")
+    data = digits()
+    with torch.no_grad():
+        x = data.inputs(data.x_test)
+        far, near = (float(divergence(net(x), trained(x))) for net in (without, model))
+    assert near < (0.5 if refine else 0.9) * far
+    assert right(model) > right(without) - 0.01
+    assert len(steps) == (38 if refine else 0)
+    if refine:
+        assert [step for step, _, _ in steps] == list(range(1, 39))
+        assert steps[-1][2] < steps[5][2]
+    again = smask.decode(tmp_path / "m.smask")
+    counts = [name for name in again if name.endswith("num_batches_tracked")]
+    assert all(torch.equal(again[name], trained.state_dict()[name]) for name in counts)
+
+
+def test_modules_and_prefixes(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
+    wrapped = nn.Sequential(OrderedDict(module=trained))
+    for number, (source, model) in enumerate(
+        ((wrapped, None), (wrapped.state_dict(), trained), (wrapped.state_dict(), wrapped))
+    ):
+        convert_checkpoint(source, tmp_path / f"{number}.smask", bits=3, calibrate=inputs, model=model)
+    files = [(tmp_path / f"{number}.smask").read_bytes() for number in range(3)]
+    assert files[0] == files[1] == files[2]
+    rounded = copy.deepcopy(wrapped)
+    rounded.load_state_dict(smask.decode(files[0]), strict=True)
+    assert right(rounded) > right(trained) - 0.05
+
+
+class Reader(nn.Module):
+    """Tokens in, tokens out, a head that shares the table, and logits as other libraries give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, 32)
+        self.norm = nn.LayerNorm(32)
+        self.mix = nn.GRU(32, 32, batch_first=True)
+        self.head = nn.Linear(32, 64, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> object:
+        class Output:
+            logits = self.head(self.mix(self.norm(self.table(tokens)))[0])
+
+        return Output()
+
+
+@pytest.mark.parametrize("refine", [0, 1])
+def test_tokens(tmp_path: Path, refine: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Reader().eval()
+        tokens = torch.randint(64, (96, 12))
+    report = convert_checkpoint(model, tmp_path / "m.smask", bits=4, calibrate=tokens, refine=refine)
+    assert report.bits_per_weight <= 4
+    again = smask.decode(tmp_path / "m.smask")
+    assert torch.equal(again["table.weight"], again["head.weight"])
+    rounded = Reader()
+    rounded.load_state_dict(again, strict=True)
+    with torch.no_grad():
+        far = divergence(model(tokens).logits * 0, model(tokens).logits)
+        assert divergence(rounded.eval()(tokens).logits, model(tokens).logits) < 0.3 * far
+
+
+def test_what_cannot_be(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
+    out, state = tmp_path / "m.smask", trained.state_dict()
+    for source, options, name in (
+        (state, {"bits": 3, "calibrate": inputs}, "calibrate"),
+        (trained, {"max_error": 0.1, "calibrate": inputs}, "calibrate"),
+        (trained, {"lossless": True, "calibrate": inputs}, "calibrate"),
+        (trained, {"bits": 3, "refine": 2}, "refine"),
+        (trained, {"bits": 3, "calibrate": inputs, "refine": -1}, "refine"),
+        (trained, {"bits": 3, "calibrate": inputs[:0]}, "calibrate"),
+        (trained, {"bits": 3, "calibrate": inputs * float("nan")}, "calibrate"),
+        (trained, {"bits": 3, "calibrate": inputs, "base": state}, "base"),
+        (trained, {"bits": 3, "model": trained}, "model"),
+    ):
+        with pytest.raises(ArgumentError) as caught:
+            convert_checkpoint(source, out, **options)
+        assert caught.value.name == name
+    with pytest.raises(ArchitectureError):
+        convert_checkpoint(state, out, bits=3, calibrate=inputs, model=nn.Linear(64, 10))
+    with pytest.raises(ArchitectureError) as fit:
+        convert_checkpoint(trained, out, bits=3, calibrate=inputs[:, :, 0])
+    assert "do not go through" in str(fit.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_inputs_same_order() -> None:
+    x = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    one, other = Inputs(x, seed=1), Inputs(x, seed=1)
+    assert torch.equal(one.batch(8), other.batch(8))
+    assert [len(batch) for batch in one.all()] == [40]
+    assert len(torch.cat(list(one.some(7)))) == 7
+
+
+def test_command(trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.json").write_text(json.dumps(ARCH))
+    torch.save(trained.state_dict(), tmp_path / "m.pt")
+    command = ["convert", str(tmp_path / "m.pt"), "-o", str(tmp_path / "m.smask"), "--target-size", "1.7kB"]
+    command += ["--arch", str(tmp_path / "net.json"), "--calibrate", "digits", "--samples", "600"]
+    assert main([*command, "--refine", "2", "--eval", "digits", "--json"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert report["n_bytes"] <= 1700
+    assert report["accuracy_after"] > 0.8
+    assert "refine 19/19 steps" in printed.err
+    assert main([*command, "--samples", "0", "--force"]) == 2
+    assert main([*command[:6], "--calibrate", "digits", "--force"]) == 2
+    assert "--arch" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "target", "refine", "accuracy"),
+    [
+        ("resnet20-12fca82f.th", "95kB", 20, 0.916), ("resnet20-12fca82f.th", "60kB", 30, 0.910),
+        ("resnet20-12fca82f.th", "40kB", 40, 0.890), ("resnet20-12fca82f.th", "30kB", 40, 0.865),
+        ("resnet56-4bfd9763.th", "195kB", 10, 0.930), ("resnet56-4bfd9763.th", "130kB", 15, 0.920),
+        ("resnet56-4bfd9763.th", "90kB", 20, 0.900),
+    ],
+)  # fmt: skip
+def test_public_networks(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, target: str, refine: int,
+    accuracy: float,
+) -> None:  # fmt: skip
+    from PIL import Image
+
+    parts = {}
+    labels = np.load(real_data / "cifar10/labels.npz")
+    for part, file in (("train", "train_0.webp"), ("test", "test.webp")):
+        grid = np.asarray(Image.open(real_data / "cifar10" / file).convert("RGB"))
+        x = grid.reshape(100, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4).reshape(10_000, 32, 32, 3)
+        parts |= {f"x_{part}": x.transpose(0, 3, 1, 2), f"y_{part}": labels[f"y_{part}"][:10_000]}
+    np.savez(tmp_path / "c.npz", **parts)
+    arguments = ["--arch", name.split("-")[0], "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    arguments += ["--calibrate", str(tmp_path / "c.npz"), "--refine", str(refine), "--eval", str(tmp_path / "c.npz")]
+    arguments += ["--target-size", target, "--json"]
+    assert main(["convert", str(real_data / "checkpoints" / name), "-o", str(tmp_path / "m.smask"), *arguments]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["n_bytes"] <= size_of(target)
+    assert report["accuracy_after"] >= accuracy
