@@ -1,7 +1,7 @@
 """Accuracy against bytes of a checkpoint, ours and the rival's, as JSON and as a picture.
 
     python tools/accuracy_curve.py resnet20.th --arch resnet20 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 \\
-        --eval cifar10.npz --sizes 40kB,60kB,72kB,95kB,122kB,155kB -o docs/resnet20 \\
+        --eval cifar10.npz --sizes 40kB,60kB,72kB,95kB,122kB,155kB -o docs/resnet20 --calibrated 30kB@40,60kB@30 \\
         --nncodec .venv-nncodec/bin/python --qps -32,-28,-24,-20,-16
 
 Writes OUT.json after every point and OUT.png at the end; a second run keeps the points that are there, if they are of
@@ -85,6 +85,25 @@ def data_free(
     return smask.load(out), known | {"seconds_decode": time.perf_counter() - started}
 
 
+def calibrated(
+    arguments: argparse.Namespace, arch: dict[str, Any], setting: str, folder: Path
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    out, data = folder / "out.smask", load_dataset(arguments.eval)
+    size, _, epochs = setting.partition("@")
+    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))
+    report = convert_checkpoint(
+        arguments.checkpoint, out, target_size=size, arch=arch, overwrite=True, refine=int(epochs or 0),
+        calibrate=data.inputs(data.x_train[order[: arguments.samples]]), trained=_say,
+    )  # fmt: skip
+    known = {"n_bytes": report.n_bytes, "seconds_convert": report.seconds, "n_samples": arguments.samples}
+    return smask.load(out), known | {"epochs": int(epochs or 0)}
+
+
+def _say(step: int, n_steps: int, loss: float) -> None:
+    if step % 100 == 0:
+        print(f"step {step}/{n_steps}, loss {loss:.4f}", file=sys.stderr)
+
+
 def nncodec(
     arguments: argparse.Namespace, arch: dict[str, Any], setting: str, folder: Path
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -103,6 +122,7 @@ def nncodec(
 
 METHODS = {
     "data-free": Method("smask, data-free", lambda arguments: _parts(arguments.sizes), data_free),
+    "calibrated": Method("smask, calibrated", lambda arguments: _parts(arguments.calibrated), calibrated),
     "nncodec": Method("NNCodec 2", lambda arguments: _parts(arguments.qps) if arguments.nncodec else [], nncodec),
 }
 
@@ -158,12 +178,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     option("--std", default="", help="S,S,S of the inputs")
     option("--eval", required=True, metavar="DATA", help="data whose test part counts, as for smask convert")
     option("--sizes", default="", help="target sizes with commas between them")
+    option("--calibrated", default="", metavar="SIZE@EPOCHS,...", help="sizes with inputs of the training part of DATA")
+    option("--samples", type=int, default=2000, help="these inputs, without labels (default %(default)s)")
     option("--nncodec", metavar="PYTHON", help="interpreter of an environment with nncodec")
     option("--qps", default="-36,-32,-28,-24,-22,-20,-18,-16", help="its quantisation parameters (default %(default)s)")
     option("-o", "--output", required=True, type=Path, metavar="OUT", help="OUT.json and OUT.png")
     arguments = parser.parse_args(argv)
-    for size in _parts(arguments.sizes):
-        size_of(size)
+    for size in (*_parts(arguments.sizes), *_parts(arguments.calibrated)):
+        size_of(size.partition("@")[0])
     return arguments
 
 
