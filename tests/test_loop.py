@@ -6,12 +6,12 @@ from torch import nn
 
 import smask
 from smask import architectures, named_nets
-from smask.errors import ArgumentError, UnsupportedError
+from smask.errors import ArgumentError, DivergedError, UnsupportedError
 from smask.recipe import recipe_of
 from smask.reconstruction import reconstruct
 from smask.search.accuracy import score
 from smask.search.data import Batches, Dataset
-from smask.search.loop import Progress
+from smask.search.progress import Progress
 
 
 def small(dataset: Dataset, widths: str = "64-24-10") -> nn.Module:
@@ -102,6 +102,18 @@ def test_progress_and_density(digits_data: Dataset) -> None:
     assert densities == sorted(densities, reverse=True)
     assert densities[-1] == pytest.approx(0.05)
     assert seen[-1].epoch == seen[-1].n_epochs == 4
+    assert seen[-1].accuracy is not None
+    assert 0.2 < seen[-1].accuracy <= 1
+    assert seen[0].n_bytes > seen[-1].n_bytes
+
+
+def test_estimated_bytes_are_near_the_file(digits_data: Dataset) -> None:
+    seen: list[Progress] = []
+    model = smask.find_masks(
+        small(digits_data, "64-300-10"), Batches(digits_data, batch_size=256, seed=0), density=0.1, epochs=4,
+        progress=seen.append,
+    )  # fmt: skip
+    assert seen[-1].n_bytes == pytest.approx(len(smask.encode(model.state_dict(), recipe_of(model))), rel=0.1)
 
 
 def test_frozen_parameters_stay(digits_data: Dataset) -> None:
@@ -125,7 +137,7 @@ def test_interrupt_goes_through(digits_data: Dataset) -> None:
     ("options", "name"),
     [
         ({"density": 0}, "density"), ({"density": 1.5}, "density"), ({"epochs": 0}, "epochs"), ({"lr": 0}, "lr"),
-        ({"lr": float("nan")}, "lr"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"hold": 0.6, "settle": 0.5}, "hold and settle"),
+        ({"lr": float("nan")}, "lr"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"patience": 0}, "patience"), ({"hold": 0.6, "settle": 0.5}, "hold and settle"),
     ],
 )  # fmt: skip
 def test_values_out_of_range(digits_data: Dataset, options: dict[str, object], name: str) -> None:
@@ -162,9 +174,9 @@ def test_nothing_to_do() -> None:
 
 def test_a_loss_that_explodes_is_named() -> None:
     batches = [(torch.full((4, 3), float("inf")), torch.zeros(4, dtype=torch.long))] * 50
-    with pytest.raises(ArgumentError) as caught:
+    with pytest.raises(DivergedError) as caught:
         smask.find_masks(nn.Linear(3, 2), batches, density=0.5, epochs=1)
-    assert caught.value.name == "lr"
+    assert caught.value.step == 1
 
 
 @pytest.mark.gpu

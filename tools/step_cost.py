@@ -24,6 +24,7 @@ from smask.measurement import facts, interleaved, ratio
 from smask.search import steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS
+from smask.search.schedule import Schedule
 
 NETS = (("lenet-300-100", 128), ("mlp:784-1200-1200-10", 128), ("mlp:1024-4096-4096-10", 512), ("mnist-cnn", 64))
 DENSITY = 0.1
@@ -76,7 +77,7 @@ def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     weights = steps.maskable(model)
     densities = layer_densities({name: weight.shape for name, weight in weights.items()}, density=DENSITY)
     layers = steps.masked_weights(weights, densities, METHODS["edge-popup"])
-    search = steps.Search(model, layers, 10**9, lr=1e-3, hold=0.25, settle=0.1)
+    search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1))
 
     def step() -> None:
         search.step(x, y, F.cross_entropy)

@@ -69,6 +69,38 @@ class TargetError(SmaskError):
 
 
 @dataclass(eq=False)
+class DivergedError(SmaskError):
+    """A search whose loss is no longer finite: the step, from 1, the loss, and where its last good state is."""
+
+    exit_code: ClassVar[int] = 1
+    step: int
+    loss: float
+    checkpoint: str | None
+
+    def __str__(self) -> str:
+        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "no checkpoint was kept"
+        return f"the loss was {self.loss} at step {self.step:,}; {kept}; try a lower learning rate (--lr)"
+
+
+@dataclass(eq=False)
+class ResumeError(SmaskError):
+    """A folder of checkpoints that cannot be continued by this search: what differs, (name, there, here) each."""
+
+    exit_code: ClassVar[int] = 2
+    folder: str
+    differences: tuple[tuple[str, object, object], ...]
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"{name} is {there!r} there and {here!r} here" for name, there, here in self.differences[:8])
+        more = len(self.differences) - 8
+        more_text = f"; and {more} more" if more > 0 else ""
+        return (
+            f"{self.folder} holds checkpoints of another search: {shown}{more_text}; "
+            "use the options it was begun with, or another folder"
+        )
+
+
+@dataclass(eq=False)
 class FormatError(SmaskError):
     """Bytes that are not a valid file: ``clause`` is the id of the violated clause of the specification."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from . import screen
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..runs.folder import Checkpoints
+    from ..runs.log import Log
     from ..search.data import Dataset
 
 EPILOG = """\
@@ -21,6 +25,7 @@ examples:
   smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
   smask encode --data cifar10.npz --arch conv6 --density 0.1 --epochs 50 --device cuda
   smask encode --data mnist/ --arch mlp:784-1200-1200-10 --density 0.01 --json
+  smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
 
 data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
@@ -79,6 +84,19 @@ def add(commands: Any) -> None:
         "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
     )
     option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
+    run_options = parser.add_argument_group("long runs").add_argument
+    run_options("--checkpoint", metavar="DIR", help="keep the state of the search in DIR, to go on after a crash")
+    run_options("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
+    run_options(
+        "--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds between two (default %(default).0f)"
+    )
+    run_options("--log", metavar="FILE", help="append progress to FILE, one JSON object a line")
+    run_options("--validation", type=float, metavar="X", help="part of the training data that only judges the search")
+    run_options(
+        "--patience", type=int, metavar="N",
+        help="fix the masks early, N epochs after the last gain at the end density (in accuracy on the validation "
+        "part, else in training loss)",
+    )  # fmt: skip
     option("-o", "--output", metavar="OUT", help="file to write (default: name of the data with .smask)")
     option("--force", action="store_true", help="overwrite an existing file")
     option("--json", action="store_true", help="result as one JSON object")
@@ -106,9 +124,17 @@ def run(arguments: argparse.Namespace) -> int:
     from ..search.loop import find_masks
 
     device = screen.device_of(arguments)
-    dataset = load_dataset(arguments.data)
+    whole = dataset = load_dataset(arguments.data)
     model, name = _model(arguments, dataset)
     check_fit(model, dataset)
+    checkpoints, log = _kept(arguments)
+    validate = None
+    if arguments.validation is not None:
+        dataset, judge = dataset.validation(arguments.validation, seed=arguments.seed)
+
+        def validate(model: nn.Module) -> float:
+            return score(model, judge, device=device).accuracy
+
     default_density = DEFAULTS.get(arguments.data, DEFAULTS["other"])[1]
     shift = arguments.shift
     if shift is None:
@@ -116,13 +142,15 @@ def run(arguments: argparse.Namespace) -> int:
     batches = Batches(dataset, batch_size=arguments.batch_size, seed=arguments.seed, shift=shift, device=device)
     epochs = arguments.epochs or min(max(math.ceil(N_STEPS / len(batches)), 10), 300)
     n_weights = sum(p.numel() for p in model.parameters())
+    if checkpoints and checkpoints.place:
+        screen.say(f"goes on from {checkpoints.place}", quiet=arguments.quiet)
     screen.say(
         f"{name}, {n_weights:,} parameters; {len(dataset.x_train):,} training inputs from {arguments.data}; "
         f"{epochs} epochs on {device}",
         quiet=arguments.quiet,
     )
     started = time.perf_counter()
-    with screen.search_bar(quiet=arguments.quiet) as progress:
+    with _kept_on_interrupt(checkpoints), screen.search_bar(quiet=arguments.quiet) as bar:
         found = find_masks(
             model, batches, method=arguments.method,
             density=default_density if arguments.density is None else arguments.density,
@@ -130,14 +158,16 @@ def run(arguments: argparse.Namespace) -> int:
             last_density=arguments.last_density,
             epochs=epochs, lr=arguments.lr, seed=arguments.seed, base=arguments.base, scale=arguments.scale,
             learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
-            float_dtype=getattr(torch, arguments.float_dtype), device=device, meta=meta, progress=progress,
+            float_dtype=getattr(torch, arguments.float_dtype), device=device, meta=meta,
+            progress=screen.both(bar, log.progress if log else None), validate=validate, patience=arguments.patience,
+            checkpoints=checkpoints,
         )  # fmt: skip
     searched = time.perf_counter()
     data = codec.encode(found.state_dict(), recipe_of(found))
     container.write_atomic(output, data, overwrite=arguments.force)
     written = time.perf_counter()
     # What is scored is what a user gets: the file, read back.
-    scored = score(codec.load(data, device=device), dataset, device=device)
+    scored = score(codec.load(data, device=device), whole, device=device)
     report = inspection.inspect(data)
     fields = {
         "file": str(output), "data": arguments.data, "arch": name, "accuracy": scored.accuracy, "loss": scored.loss,
@@ -149,6 +179,8 @@ def run(arguments: argparse.Namespace) -> int:
         "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2), "seconds_search": round(searched - started, 3),
         "seconds_encode": round(written - searched, 3), "digest": report.digest,
     }  # fmt: skip
+    if log:
+        log.event("result", **fields)
     n = screen.n
     entropy = 8 * report.entropy_bytes / max(1, report.n_weights)
     rows = [
@@ -162,6 +194,42 @@ def run(arguments: argparse.Namespace) -> int:
     ]  # fmt: skip
     screen.result(fields, rows, as_json=arguments.json)
     return 0
+
+
+def _kept(arguments: argparse.Namespace) -> tuple[Checkpoints | None, Log | None]:
+    """Where the search is kept and logged."""
+    from ..runs.folder import Checkpoints
+    from ..runs.log import Log
+
+    def problem(text: str) -> None:
+        screen.say(f"smask: {screen.printable(text)}")
+        if log:
+            log.event("problem", text=text)
+
+    log = Log(arguments.log, problem=problem) if arguments.log else None
+    checkpoints = None
+    if arguments.checkpoint:
+        checkpoints = Checkpoints(
+            arguments.checkpoint, resume=arguments.resume, every=arguments.checkpoint_every, problem=problem
+        )
+    if log:
+        log.event(
+            "begin",
+            arguments={k: v for k, v in vars(arguments).items() if k != "run"},
+            checkpoint=checkpoints and checkpoints.place,
+        )
+    return checkpoints, log
+
+
+@contextmanager
+def _kept_on_interrupt(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Says how an interrupted search goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoints and checkpoints.place:
+            screen.say(f"kept: {checkpoints.place}; the same command with --resume goes on from there")
+        raise
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -182,7 +250,13 @@ def _check(arguments: argparse.Namespace) -> None:
     ):
         if getattr(arguments, option) not in known:
             raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
-    for option, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0)):
+    if arguments.resume and not arguments.checkpoint:
+        raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
+    if not arguments.checkpoint_every >= 0:
+        raise ArgumentError("--checkpoint-every", arguments.checkpoint_every, "seconds, 0 or more")
+    if arguments.validation is not None and not 0 < arguments.validation < 1:
+        raise ArgumentError("--validation", arguments.validation, "a part above 0 and below 1")
+    for option, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0), ("patience", 1)):
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ArgumentError(f"--{option.replace('_', '-')}", value, f"{least} or more")

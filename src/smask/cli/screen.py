@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..inspection import FileReport
-    from ..search.loop import Progress
+    from ..search.progress import Progress
 
 # Seconds between two lines where stderr is no terminal.
 N_QUIET_SECONDS = 15.0
@@ -105,7 +105,7 @@ def search_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
             now = time.monotonic()
             if now - last >= N_QUIET_SECONDS or at.step == at.n_steps:
                 last = now
-                rate = at.step / (now - started)
+                rate = max(1, at.step - at.first_step) / (now - started)
                 left = (at.n_steps - at.step) / rate
                 say(f"search {at.step}/{at.n_steps} steps, {rate:.0f} steps/s, {left:.0f} s left, {_state(at)}")
 
@@ -170,8 +170,22 @@ def byte_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] |
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+    """One listener that tells all that are there."""
+    there = [listener for listener in listeners if listener is not None]
+
+    def tell(at: Progress) -> None:
+        for listener in there:
+            listener(at)
+
+    return tell if there else None
+
+
 def _state(at: Progress) -> str:
-    return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f} density {at.density:.4f}"
+    right = "" if at.accuracy is None else f" accuracy {at.accuracy:.2%}"
+    judged = "" if at.validation is None else f" (validation {at.validation:.2%})"
+    size = f"density {at.density:.4f} about {n(at.n_bytes)} bytes"
+    return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f}{right}{judged} {size}"
 
 
 def add_reading(parser: argparse.ArgumentParser, *, device: bool) -> None:

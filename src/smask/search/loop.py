@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import integrity
 from ..architectures import arch_of
 from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError, UnsupportedError
-from ..recipe import EXTERNAL, Recipe, attach
-from ..reconstruction import CodedTensor, reconstruct
+from ..recipe import EXTERNAL, Recipe
 from .densities import layer_densities
+from .finish import coded_tensors, finished_model
 from .methods import METHODS
-from .scores import MaskedWeight
+from .order import Order
+from .progress import Meter, Progress
+from .schedule import Schedule
+from .sizes import estimated_bytes
+from .snapshots import Keeper, Snapshot
 from .steps import N_REFRESH, Search, maskable, masked_weights, zero_bias
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a running search, handed to the progress callback every few steps.
-
-    Attributes:
-        step, n_steps: Steps done and steps in all.
-        epoch, n_epochs: Epoch now running, from 1, and epochs in all.
-        loss: Of the last batch.
-        density: Kept weights over weights now.
-    """
-
-    step: int
-    n_steps: int
-    epoch: int
-    n_epochs: int
-    loss: float
-    density: float
 
 
 def find_masks(
@@ -65,6 +50,9 @@ def find_masks(
     device: torch.device | str = "cpu",
     meta: dict[str, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    patience: int | None = None,
+    checkpoints: Keeper | None = None,
 ) -> nn.Module:
     """Searches which weights of a frozen, seed-generated network to keep.
 
@@ -94,15 +82,22 @@ def find_masks(
         device: Where to search.
         meta: Free text to be written into the file.
         progress: Called every few steps.
+        validate: Called after every epoch with the masked model in evaluation mode; more is better.
+        patience: Epochs at the end density without a better validation (without one: training loss) after which the
+            masks are fixed early; None never does.
+        checkpoints: Keeps snapshots and may have one to begin from; a resumed search on a CPU gives the bytes that the
+            whole one gives.
 
     Returns:
         A copy of the model on the CPU with its final weights, carrying its recipe: :func:`smask.save` writes it.
 
     Raises:
-        ArgumentError: A value out of range, a model without a layer to mask, no batches, a loss that is not finite.
+        ArgumentError: A value out of range, a model without a layer to mask, no batches.
+        DivergedError: A loss that is not finite.
         UnsupportedError: An unknown method, base, density rule or scale.
+        ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
-    _check(method, base, scale, epochs, lr, seed, hold, settle)
+    _check(method, base, scale, epochs, lr, seed, hold, settle, patience)
     n_batches = len(batches) if isinstance(batches, Sized) else 0
     if not n_batches:
         raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
@@ -114,6 +109,15 @@ def find_masks(
         {name: weight.shape for name, weight in weights.items()},
         density=density, rule=density_rule, first=first_density, last=last_density,
     )  # fmt: skip
+    settings = {
+        "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
+        "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
+        "hold": hold, "settle": settle, "patience": patience, "loss": getattr(loss, "__qualname__", repr(loss)),
+        "n_batches": n_batches, "validate": validate is not None,
+    }  # fmt: skip
+    if checkpoints:  # what takes time, and only matters to one who goes on
+        settings |= {"batches": _fingerprint(batches), "arch": arch_of(original)}
+        settings |= {"model": integrity.digest(original.state_dict())}
     with (
         torch.random.fork_rng(devices=[target] if target.type == "cuda" else []),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
@@ -130,25 +134,116 @@ def find_masks(
         )
         for name in weights:
             zero_bias(model.get_submodule(name.rpartition(".")[0]), learn=learn_bias)
-        search = Search(model, layers, epochs * n_batches, lr=lr, hold=hold, settle=settle)
-        step = 0
-        for epoch in range(epochs):
-            for x, y in batches:
-                value = search.step(x.to(target), y.to(target), loss)
-                step += 1
-                if step % N_REFRESH == 0 or step == search.n_steps:
-                    now = float(value)
-                    if not math.isfinite(now):
-                        raise ArgumentError(
-                            "lr", lr, f"a rate at which the loss stays finite; it was {now} at step {step}"
-                        )
-                    if progress:
-                        progress(Progress(step, search.n_steps, epoch + 1, epochs, now, search.density()))
-    recipe = Recipe(seed, _coded(layers, search.fix(), float_dtype), dict(arch_of(original) or EXTERNAL), meta or {})
-    return _finished(original, model, recipe, float_dtype)
+        search = Search(model, layers, Schedule.of(epochs * n_batches, lr=lr, hold=hold, settle=settle))
+        order = Order(batches, epochs, target)
+        _Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints).go(settings)
+    recipe = Recipe(
+        seed, coded_tensors(layers, search.fix(), float_dtype), dict(arch_of(original) or EXTERNAL), meta or {}
+    )
+    return finished_model(original, model, recipe, float_dtype)
 
 
-def _check(method: str, base: str, scale: str, epochs: int, lr: float, seed: int, hold: float, settle: float) -> None:
+class _Run:
+    """All steps of a search with what goes on beside them: reports, validation, early stopping, snapshots."""
+
+    def __init__(
+        self,
+        search: Search,
+        order: Order,
+        n_epochs: int,
+        n_batches: int,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        progress: Callable[[Progress], None] | None,
+        validate: Callable[[nn.Module], float] | None,
+        patience: int | None,
+        keeper: Keeper | None,
+    ) -> None:
+        self.search, self.order, self.n_epochs, self.n_batches, self.loss = search, order, n_epochs, n_batches, loss
+        self.progress, self.validate, self.patience, self.keeper = progress, validate, patience, keeper
+        self.meter, self.epoch_losses = Meter(), torch.zeros(())
+        self.validation: float | None = None
+        self.best, self.n_stale, self.first_step = -math.inf, 0, 0
+        self.device = next(iter(search.layers.values())).weight.device
+
+    def go(self, settings: Mapping[str, Any]) -> None:
+        """Runs to the end, from the keeper's snapshot if it has one."""
+        kept = self.keeper.last(settings) if self.keeper else None
+        if kept:
+            self._restore(kept)
+        search, place = self.search, self.keeper.place if kept and self.keeper else None
+        for x, y in () if search.finished else self.order:
+            value = search.step(x.to(self.device), y.to(self.device), self.loss, seen=self.meter.seen)
+            self.meter.add(value)
+            if self.patience and not self.validate:
+                self.epoch_losses = self.epoch_losses + value
+            if search.done % N_REFRESH == 0 or search.finished:
+                self._report(place)
+            if self.order.taken == self.n_batches:
+                self._after_epoch()
+            if self.keeper and (self.keeper.due() or search.finished):
+                self.meter.check(search.done, place)
+                self.keeper.keep(self._snapshot())
+                place = self.keeper.place
+            if search.finished:
+                break
+
+    def _report(self, place: str | None) -> None:
+        self.meter.check(self.search.done, place)
+        loss, accuracy = self.meter.read()
+        if self.progress:
+            search = self.search
+            planes = {name: (search.density_of(at), at.weight.numel()) for name, at in search.layers.items()}
+            self.progress(
+                Progress(
+                    search.done, search.schedule.n_steps, self.order.epoch + 1, self.n_epochs, loss, search.density(),
+                    estimated_bytes(planes, search.floats()), accuracy, self.validation, self.first_step,
+                )
+            )  # fmt: skip
+
+    def _after_epoch(self) -> None:
+        search = self.search
+        if self.validate:
+            search.write()
+            search.model.eval()
+            self.validation = float(self.validate(search.model))
+            search.model.train()
+        if self.patience and not search.masks and search.schedule.descent(search.done) == 1:
+            value = -float(self.epoch_losses) if self.validation is None else self.validation
+            self.n_stale = 0 if value > self.best else self.n_stale + 1
+            self.best = max(self.best, value)
+            if self.n_stale >= self.patience:
+                search.schedule.wind_up(search.done)
+        self.epoch_losses = torch.zeros(())
+
+    def _snapshot(self) -> Snapshot:
+        numbers = {
+            "search": self.search.numbers(), "order": self.order.numbers(), "validation": self.validation,
+            "best": self.best if math.isfinite(self.best) else None, "n_stale": self.n_stale,
+        }  # fmt: skip
+        tensors = {f"random.{name}": state for name, state in self.order.tensors().items()}
+        return Snapshot(self.search.done, numbers, self.search.tensors() | tensors | {"losses": self.epoch_losses})
+
+    def _restore(self, kept: Snapshot) -> None:
+        numbers = kept.numbers
+        self.search.restore(numbers["search"], kept.tensors)
+        states = {n.removeprefix("random."): t for n, t in kept.tensors.items() if n.startswith("random.")}
+        self.order.restore(numbers["order"], states)
+        self.validation, self.n_stale = numbers["validation"], int(numbers["n_stale"])
+        self.best = -math.inf if numbers["best"] is None else float(numbers["best"])
+        self.epoch_losses = kept.tensors["losses"].to(self.device)
+        self.first_step = kept.step
+
+
+def _fingerprint(batches: object) -> str | None:
+    """What the batches say that they depend on; two of the same fingerprint give the same batches."""
+    own = getattr(batches, "fingerprint", None)
+    return str(own()) if callable(own) else None
+
+
+def _check(
+    method: str, base: str, scale: str, epochs: int, lr: float, seed: int, hold: float, settle: float,
+    patience: int | None,
+) -> None:  # fmt: skip
     for what, got, known in (
         ("method", method, tuple(METHODS)),
         ("base", base, tuple(N_WEIGHTS_PER_WORD)),
@@ -164,37 +259,5 @@ def _check(method: str, base: str, scale: str, epochs: int, lr: float, seed: int
         raise ArgumentError("seed", seed, "0 to 2**64 - 1")
     if not (hold >= 0 and settle >= 0 and hold + settle < 1):
         raise ArgumentError("hold and settle", (hold, settle), "parts that leave time to search")
-
-
-def _coded(
-    layers: dict[str, MaskedWeight], masks: dict[str, Tensor], float_dtype: torch.dtype
-) -> dict[str, CodedTensor]:
-    return {
-        name: CodedTensor(
-            shape=tuple(layer.weight.shape),
-            stream=layer.stream,
-            planes=(torch.from_numpy(np.packbits(masks[name].numpy(), bitorder="little")),),
-            scale=_rounded(layer.scale.detach().flatten().cpu(), float_dtype),
-            base=layer.kind,
-        )
-        for name, layer in layers.items()
-    }
-
-
-def _finished(original: nn.Module, trained: nn.Module, recipe: Recipe, float_dtype: torch.dtype) -> nn.Module:
-    """A copy of the original with reconstructed weights and rounded floats, in the original order of its state."""
-    found, state = trained.state_dict(), {}
-    for name, tensor in original.state_dict().items():
-        if name in recipe.coded:
-            state[name] = reconstruct(recipe.coded[name], recipe.seed).to(tensor.dtype)
-        else:
-            value = found[name].cpu()
-            state[name] = _rounded(value, float_dtype) if value.is_floating_point() else value
-    model = copy.deepcopy(original)
-    model.load_state_dict(state, strict=True, assign=True)
-    attach(model, recipe)
-    return model.cpu().eval()
-
-
-def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype).to(tensor.dtype)
+    if patience is not None and patience < 1:
+        raise ArgumentError("patience", patience, "1 or more epochs, or None")

@@ -12,6 +12,7 @@ pass its gradient is handed on to latents and scale. Autograd sees an ordinary m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -121,9 +122,24 @@ class MaskedWeight:
         order = scores.sort(descending=True, stable=True).indices
         mask = torch.zeros(scores.numel(), dtype=torch.bool)
         mask[order[:n_kept]] = True
+        self._keep(mask)
+        return mask
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is not regenerated from the seed, not copied."""
+        return {"latent": self.latent.detach(), "scale": self.scale.detach(), "threshold": self.threshold}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], *, mask: Tensor | None) -> None:
+        """Takes over what :meth:`tensors` gave, and the mask if it was fixed then."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        if mask is not None:
+            self._keep(mask)
+
+    def _keep(self, mask: Tensor) -> None:
         self.kept = self.base * mask.view(self.base.shape).to(self.base.device)
         self.latent.grad = None
-        return mask
 
 
 def _sample(n_weights: int, device: torch.device) -> Tensor:

@@ -1,10 +1,9 @@
-"""Steps of a search: which weights are masked, their optimiser, schedules, and the moment masks are fixed."""
+"""Steps of a search: which weights are masked, their optimiser, the moment masks are fixed, and all of its state."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from .densities import cubic
 from .methods import Method
+from .schedule import Schedule
 from .scores import MaskedWeight
 
 MASKABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -74,28 +74,28 @@ def masked_weights(
 
 
 class Search:
-    """Optimiser, schedules and the moment at which masks are fixed."""
+    """Optimiser, schedule and the moment at which masks are fixed."""
 
-    def __init__(
-        self, model: nn.Module, layers: dict[str, MaskedWeight], n_steps: int, *, lr: float, hold: float, settle: float
-    ) -> None:
-        self.model, self.layers, self.n_steps, self.done = model, layers, n_steps, 0
-        self.n_search = max(1, round(n_steps * (1 - settle)))
-        self.n_descent = max(1, round(n_steps * (1 - settle - hold)))
+    def __init__(self, model: nn.Module, layers: dict[str, MaskedWeight], schedule: Schedule) -> None:
+        self.model, self.layers, self.schedule, self.done = model, layers, schedule, 0
         masked = {id(layer.weight) for layer in layers.values()}
-        trained = [parameter for parameter in model.parameters() if id(parameter) not in masked]
+        self._others = {name: p for name, p in model.named_parameters() if id(p) not in masked}
+        trained = [*self._others.values()]
         trained += [parameter for layer in layers.values() for parameter in (layer.latent, layer.scale)]
         self.optimizer = torch.optim.Adam(
-            [parameter for parameter in trained if parameter.requires_grad], lr=lr, fused=True
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step, n_steps) / n_steps))
+            [parameter for parameter in trained if parameter.requires_grad], lr=schedule.lr, fused=True
         )
         self.masks: dict[str, Tensor] = {}
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.done >= self.schedule.n_steps
+
     def density_of(self, layer: MaskedWeight) -> float:
         """Density of a layer now."""
-        return cubic(self.done / self.n_descent, start=max(START_DENSITY, layer.density), end=layer.density)
+        start = max(START_DENSITY, layer.density)
+        return cubic(self.schedule.descent(self.done), start=start, end=layer.density)
 
     def density(self) -> float:
         """Kept weights over weights of all masked layers now."""
@@ -103,22 +103,36 @@ class Search:
         kept = sum(self.density_of(layer) * size for layer, size in zip(self.layers.values(), sizes, strict=True))
         return kept / sum(sizes)
 
-    def step(self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """One batch: masks, forward, backward, update; returns the loss."""
-        if self.done == self.n_search:
-            self.fix()
-        refresh = not self.masks and self.done % N_REFRESH == 0
+    def floats(self) -> list[Tensor]:
+        """Scales and the other floats that the file will hold."""
+        state = [*self._others.values(), *(b for b in self.model.buffers() if b.is_floating_point())]
+        return [*(layer.scale for layer in self.layers.values()), *state]
+
+    def write(self, *, refresh: bool = False) -> None:
+        """Puts masked weights into the model."""
         for layer in self.layers.values():
             if refresh:
                 layer.refresh(self.density_of(layer))
             layer.write()
-        value = loss(self.model(x), y)
+
+    def step(
+        self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], *, seen: Callable[..., None] | None = None
+    ) -> Tensor:
+        """One batch: masks, forward, backward, update; returns the loss. ``seen`` is shown outputs and targets."""
+        if self.done == self.schedule.n_search:
+            self.fix()
+        self.write(refresh=not self.masks and self.done % N_REFRESH == 0)
+        outputs = self.model(x)
+        value = loss(outputs, y)
+        if seen is not None:
+            seen(outputs, y)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         for layer in self.layers.values():
             layer.take_gradient()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.done)
         self.optimizer.step()
-        self.schedule.step()
         self.done += 1
         return value.detach()
 
@@ -127,3 +141,38 @@ class Search:
         if not self.masks:
             self.masks = {name: layer.fix() for name, layer in self.layers.items()}
         return self.masks
+
+    def numbers(self) -> dict[str, Any]:
+        """The plain values among the state."""
+        return {"done": self.done, "schedule": self.schedule.numbers()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the state, not copied."""
+        found = {f"model.{name}": p.detach() for name, p in self._others.items()}
+        found |= {f"buffer.{name}": b for name, b in self.model.named_buffers()}
+        for name, layer in self.layers.items():
+            found |= {f"layer.{name}.{part}": tensor for part, tensor in layer.tensors().items()}
+        found |= {f"mask.{name}": mask for name, mask in self.masks.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            found |= {f"adam.{index}.{part}": tensor for part, tensor in moments.items()}
+        return found
+
+    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes over the state of a search of the same settings."""
+        self.done = int(numbers["done"])
+        self.schedule.restore(numbers["schedule"])
+        with torch.no_grad():
+            for kind, here in (("model", self._others), ("buffer", dict(self.model.named_buffers()))):
+                for name, tensor in here.items():
+                    tensor.copy_(tensors[f"{kind}.{name}"])
+        self.masks = {name: tensors[f"mask.{name}"] for name in self.layers if f"mask.{name}" in tensors}
+        for name, layer in self.layers.items():
+            layer.restore(
+                {part: tensors[f"layer.{name}.{part}"] for part in layer.tensors()}, mask=self.masks.get(name)
+            )
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, index, part = name.split(".")
+                moments.setdefault(int(index), {})[part] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
