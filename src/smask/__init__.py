@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     from .inspection import inspect
     from .modules import materialize
     from .runs.folder import Checkpoints
+    from .runs.size import TargetSize
     from .search.loop import find_masks
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoints", "Limits", "SmaskError", "convert_checkpoint", "decode", "encode", "find_masks", "inspect", "load",
-    "materialize", "save", "verify",
+    "Checkpoints", "Limits", "SmaskError", "TargetSize", "convert_checkpoint", "decode", "encode", "find_masks",
+    "inspect", "load", "materialize", "save", "verify",
 ]  # fmt: skip
 # Imported on first use, so that an inspector starts without torch.
 _HOMES = dict.fromkeys(("decode", "encode", "load", "save", "verify"), "codec")
 _HOMES |= {"convert_checkpoint": "conversion.converter", "inspect": "inspection", "find_masks": "search.loop"}
-_HOMES |= {"materialize": "modules", "Checkpoints": "runs.folder"}
+_HOMES |= {"materialize": "modules", "Checkpoints": "runs.folder", "TargetSize": "runs.size"}
 
 
 def __getattr__(name: str) -> Any:

@@ -83,6 +83,23 @@ class DivergedError(SmaskError):
 
 
 @dataclass(eq=False)
+class UnreachableError(SmaskError):
+    """A target that a search cannot meet, and the best that it reached: bytes, or an accuracy as a fraction."""
+
+    exit_code: ClassVar[int] = 2
+    what: str
+    target: float
+    best: float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        form = "{:.2%}" if self.what == "accuracy" else "{:,.0f} bytes"
+        target, best = form.format(self.target), form.format(self.best)
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.what} {target} is out of reach, the best is {best}{detail}; --keep-best writes that"
+
+
+@dataclass(eq=False)
 class ResumeError(SmaskError):
     """A folder of checkpoints that cannot be continued by this search: what differs, (name, there, here) each."""
 

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import screen
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..runs.folder import Checkpoints
-    from ..runs.log import Log
-    from ..search.data import Dataset
 
 EPILOG = """\
 examples:
@@ -25,15 +15,14 @@ examples:
   smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
   smask encode --data cifar10.npz --arch conv6 --density 0.1 --epochs 50 --device cuda
   smask encode --data mnist/ --arch mlp:784-1200-1200-10 --density 0.01 --json
+  smask encode --data mnist/ --target-size 4kB
+  smask encode --data mnist/ --accuracy 97%
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
 
 data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
 resnet56, or a .json file in the form of the specification, section 13.
 """
-DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04)}
-# Steps of a search when the number of epochs is left to us.
-N_STEPS = 18_000
 
 
 def add(commands: Any) -> None:
@@ -50,6 +39,13 @@ def add(commands: Any) -> None:
     option(
         "--density", type=float, metavar="X", help="kept weights over all weights (default 0.1 for digits, else 0.04)"
     )
+    option("--target-size", metavar="SIZE", help="largest file of at most this size: 8kB; chooses the density")
+    option(
+        "--accuracy",
+        metavar="A",
+        help="smallest file that reaches it on a validation part: 0.97 or 97%%; several searches",
+    )
+    option("--keep-best", action="store_true", help="write the best file where a target is out of reach")
     option(
         "--density-rule", default="erk", metavar="R", help="how layers share it: erk or uniform (default %(default)s)"
     )
@@ -59,7 +55,7 @@ def add(commands: Any) -> None:
         "--epochs",
         type=int,
         metavar="N",
-        help=f"passes over the data (default: about {N_STEPS:,} steps, 10 to 300 epochs)",
+        help="passes over the data (default: about 18,000 steps, 10 to 300 epochs)",
     )
     option("--batch-size", type=int, default=128, metavar="B", help="inputs a step (default %(default)s)")
     option("--lr", type=float, default=1e-3, metavar="L", help="learning rate of Adam (default %(default)s)")
@@ -115,72 +111,31 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     meta = screen.meta_of(arguments)
 
-    import torch
-
     from .. import codec, inspection
-    from ..recipe import recipe_of
-    from ..search.accuracy import check_fit, score
-    from ..search.data import Batches, load_dataset
-    from ..search.loop import find_masks
+    from ..search.accuracy import score
+    from .encode_job import Job
 
-    device = screen.device_of(arguments)
-    whole = dataset = load_dataset(arguments.data)
-    model, name = _model(arguments, dataset)
-    check_fit(model, dataset)
-    checkpoints, log = _kept(arguments)
-    validate = None
-    if arguments.validation is not None:
-        dataset, judge = dataset.validation(arguments.validation, seed=arguments.seed)
-
-        def validate(model: nn.Module) -> float:
-            return score(model, judge, device=device).accuracy
-
-    default_density = DEFAULTS.get(arguments.data, DEFAULTS["other"])[1]
-    shift = arguments.shift
-    if shift is None:
-        shift = 1 if len(dataset.input_shape) == 3 and min(dataset.input_shape[1:]) >= 16 else 0
-    batches = Batches(dataset, batch_size=arguments.batch_size, seed=arguments.seed, shift=shift, device=device)
-    epochs = arguments.epochs or min(max(math.ceil(N_STEPS / len(batches)), 10), 300)
-    n_weights = sum(p.numel() for p in model.parameters())
-    if checkpoints and checkpoints.place:
-        screen.say(f"goes on from {checkpoints.place}", quiet=arguments.quiet)
-    screen.say(
-        f"{name}, {n_weights:,} parameters; {len(dataset.x_train):,} training inputs from {arguments.data}; "
-        f"{epochs} epochs on {device}",
-        quiet=arguments.quiet,
-    )
+    job = Job(arguments, meta)
     started = time.perf_counter()
-    with _kept_on_interrupt(checkpoints), screen.search_bar(quiet=arguments.quiet) as bar:
-        found = find_masks(
-            model, batches, method=arguments.method,
-            density=default_density if arguments.density is None else arguments.density,
-            density_rule=arguments.density_rule, first_density=arguments.first_density,
-            last_density=arguments.last_density,
-            epochs=epochs, lr=arguments.lr, seed=arguments.seed, base=arguments.base, scale=arguments.scale,
-            learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
-            float_dtype=getattr(torch, arguments.float_dtype), device=device, meta=meta,
-            progress=screen.both(bar, log.progress if log else None), validate=validate, patience=arguments.patience,
-            checkpoints=checkpoints,
-        )  # fmt: skip
+    data, found = job.run()
     searched = time.perf_counter()
-    data = codec.encode(found.state_dict(), recipe_of(found))
     container.write_atomic(output, data, overwrite=arguments.force)
-    written = time.perf_counter()
     # What is scored is what a user gets: the file, read back.
-    scored = score(codec.load(data, device=device), whole, device=device)
+    scored = score(codec.load(data, device=job.device), job.whole, device=job.device)
     report = inspection.inspect(data)
     fields = {
-        "file": str(output), "data": arguments.data, "arch": name, "accuracy": scored.accuracy, "loss": scored.loss,
-        "n_test": scored.n_inputs, "epochs": epochs, "seed": arguments.seed, "device": str(device),
-        "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes, "n_float_bytes": report.n_float_bytes,
-        "n_overhead_bytes": report.n_overhead_bytes, "n_weights": report.n_weights, "n_kept": report.n_kept,
-        "entropy_bytes": report.entropy_bytes, "bits_per_weight": report.bits_per_weight,
-        "fp32_bytes": report.fp32_bytes,
-        "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2), "seconds_search": round(searched - started, 3),
-        "seconds_encode": round(written - searched, 3), "digest": report.digest,
+        "file": str(output), "data": arguments.data, "arch": job.name, "accuracy": scored.accuracy,
+        "loss": scored.loss, "n_test": scored.n_inputs, "epochs": job.epochs, "seed": arguments.seed,
+        "device": str(job.device), "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes,
+        "n_float_bytes": report.n_float_bytes, "n_overhead_bytes": report.n_overhead_bytes,
+        "n_weights": report.n_weights, "n_kept": report.n_kept, "entropy_bytes": report.entropy_bytes,
+        "bits_per_weight": report.bits_per_weight, "fp32_bytes": report.fp32_bytes,
+        "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2),
+        "seconds_search": round(searched - started - job.seconds_encode, 3),
+        "seconds_encode": round(job.seconds_encode, 3), "digest": report.digest, **found,
     }  # fmt: skip
-    if log:
-        log.event("result", **fields)
+    if job.log:
+        job.log.event("result", **fields)
     n = screen.n
     entropy = 8 * report.entropy_bytes / max(1, report.n_weights)
     rows = [
@@ -190,46 +145,13 @@ def run(arguments: argparse.Namespace) -> int:
         ("weights", f"{n(report.n_weights)}, kept {n(report.n_kept)} ({report.n_kept / max(1, report.n_weights):.2%})"),
         ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {entropy:.4f}"),
         ("against fp32", f"{n(report.fp32_bytes)} bytes, {report.fp32_bytes / report.n_bytes:.1f} times as large"),
-        ("time", f"search {searched - started:.1f} s, encode {written - searched:.2f} s"),
+        ("time", f"search {searched - started:.1f} s, encode {job.seconds_encode:.2f} s"),
     ]  # fmt: skip
+    if "trials" in found:
+        tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:.2%}" for trial in found["trials"])
+        rows.insert(2, ("searches", f"validation accuracy of each: {', '.join(tried)}"))
     screen.result(fields, rows, as_json=arguments.json)
     return 0
-
-
-def _kept(arguments: argparse.Namespace) -> tuple[Checkpoints | None, Log | None]:
-    """Where the search is kept and logged."""
-    from ..runs.folder import Checkpoints
-    from ..runs.log import Log
-
-    def problem(text: str) -> None:
-        screen.say(f"smask: {screen.printable(text)}")
-        if log:
-            log.event("problem", text=text)
-
-    log = Log(arguments.log, problem=problem) if arguments.log else None
-    checkpoints = None
-    if arguments.checkpoint:
-        checkpoints = Checkpoints(
-            arguments.checkpoint, resume=arguments.resume, every=arguments.checkpoint_every, problem=problem
-        )
-    if log:
-        log.event(
-            "begin",
-            arguments={k: v for k, v in vars(arguments).items() if k != "run"},
-            checkpoint=checkpoints and checkpoints.place,
-        )
-    return checkpoints, log
-
-
-@contextmanager
-def _kept_on_interrupt(checkpoints: Checkpoints | None) -> Iterator[None]:
-    """Says how an interrupted search goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if checkpoints and checkpoints.place:
-            screen.say(f"kept: {checkpoints.place}; the same command with --resume goes on from there")
-        raise
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -239,6 +161,9 @@ def _check(arguments: argparse.Namespace) -> None:
     from ..search.densities import RULES, check_density
     from ..search.methods import METHODS
 
+    goals = [name for name in ("density", "target_size", "accuracy") if getattr(arguments, name) is not None]
+    if goals[1:] and goals != ["density", "accuracy"]:
+        raise ArgumentError(" and ".join(f"--{name.replace('_', '-')}" for name in goals), "both", "one of them")
     for option in ("density", "first_density", "last_density"):
         if getattr(arguments, option) is not None:
             check_density(f"--{option.replace('_', '-')}", getattr(arguments, option))
@@ -260,19 +185,3 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ArgumentError(f"--{option.replace('_', '-')}", value, f"{least} or more")
-
-
-def _model(arguments: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, str]:
-    """The net for the data, its free parameters drawn from the seed."""
-    import torch
-
-    from .. import architectures, named_nets
-
-    name = arguments.arch or DEFAULTS.get(arguments.data, DEFAULTS["other"])[0]
-    mean, std = dataset.statistics()
-    arch = named_nets.architecture(
-        name, input_shape=dataset.input_shape, n_classes=dataset.n_classes, mean=mean, std=std
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.seed % 2**63)
-        return architectures.build(arch), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from .scores import MaskedWeight
 
 
 def coded_tensors(
-    layers: dict[str, MaskedWeight], masks: dict[str, Tensor], float_dtype: torch.dtype
+    layers: Mapping[str, MaskedWeight], masks: Mapping[str, Tensor], float_dtype: torch.dtype
 ) -> dict[str, CodedTensor]:
     """Masks and rounded scales in the form of the file."""
     return {

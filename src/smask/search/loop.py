@@ -16,7 +16,8 @@ from ..architectures import arch_of
 from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe
-from .densities import layer_densities
+from .budget import Budget, Target
+from .densities import DENSEST, layer_densities
 from .finish import coded_tensors, finished_model
 from .methods import METHODS
 from .order import Order
@@ -53,6 +54,7 @@ def find_masks(
     validate: Callable[[nn.Module], float] | None = None,
     patience: int | None = None,
     checkpoints: Keeper | None = None,
+    target: Target | None = None,
 ) -> nn.Module:
     """Searches which weights of a frozen, seed-generated network to keep.
 
@@ -87,6 +89,7 @@ def find_masks(
             masks are fixed early; None never does.
         checkpoints: Keeps snapshots and may have one to begin from; a resumed search on a CPU gives the bytes that the
             whole one gives.
+        target: A size that replaces ``density``: the rule shares what its bytes allow.
 
     Returns:
         A copy of the model on the CPU with its final weights, carrying its recipe: :func:`smask.save` writes it.
@@ -94,6 +97,7 @@ def find_masks(
     Raises:
         ArgumentError: A value out of range, a model without a layer to mask, no batches.
         DivergedError: A loss that is not finite.
+        UnreachableError: A target below the size of a model with one kept weight a layer.
         UnsupportedError: An unknown method, base, density rule or scale.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
@@ -101,25 +105,28 @@ def find_masks(
     n_batches = len(batches) if isinstance(batches, Sized) else 0
     if not n_batches:
         raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
-    target = torch.device(device)
-    original, model = model, copy.deepcopy(model).to(target)
+    here = torch.device(device)
+    original, model = model, copy.deepcopy(model).to(here)
     model.train()
     weights = maskable(model)
-    densities = layer_densities(
-        {name: weight.shape for name, weight in weights.items()},
-        density=density, rule=density_rule, first=first_density, last=last_density,
-    )  # fmt: skip
+    shapes = {name: weight.shape for name, weight in weights.items()}
+
+    def densities_at(density: float) -> dict[str, float]:
+        return layer_densities(shapes, density=density, rule=density_rule, first=first_density, last=last_density)
+
+    densities = densities_at(density if target is None else DENSEST)
     settings = {
         "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
         "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
         "hold": hold, "settle": settle, "patience": patience, "loss": getattr(loss, "__qualname__", repr(loss)),
         "n_batches": n_batches, "validate": validate is not None,
+        "target": target.n_bytes if target else None,
     }  # fmt: skip
     if checkpoints:  # what takes time, and only matters to one who goes on
         settings |= {"batches": _fingerprint(batches), "arch": arch_of(original)}
         settings |= {"model": integrity.digest(original.state_dict())}
     with (
-        torch.random.fork_rng(devices=[target] if target.type == "cuda" else []),
+        torch.random.fork_rng(devices=[here] if here.type == "cuda" else []),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
         torch.manual_seed(seed % 2**63)
@@ -135,12 +142,24 @@ def find_masks(
         for name in weights:
             zero_bias(model.get_submodule(name.rpartition(".")[0]), learn=learn_bias)
         search = Search(model, layers, Schedule.of(epochs * n_batches, lr=lr, hold=hold, settle=settle))
-        order = Order(batches, epochs, target)
-        _Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints).go(settings)
-    recipe = Recipe(
-        seed, coded_tensors(layers, search.fix(), float_dtype), dict(arch_of(original) or EXTERNAL), meta or {}
-    )
-    return finished_model(original, model, recipe, float_dtype)
+
+        def finished(masks: Mapping[str, Tensor]) -> nn.Module:
+            coded = coded_tensors(layers, masks, float_dtype)
+            return finished_model(
+                original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), float_dtype
+            )
+
+        budget = Budget(target, search, densities_at, finished, N_BYTES_FLOAT) if target else None
+        order = Order(batches, epochs, here)
+        _Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints, budget).go(settings)
+        if budget:  # floats have moved since the masks were fixed, and their bytes with them
+            budget.meet()
+            search.keep(search.masks_of(search.counts()))
+        return finished(search.fix())
+
+
+# A learned scale or bias in bfloat16, its exponent coded.
+N_BYTES_FLOAT = 1.5
 
 
 class _Run:
@@ -157,9 +176,11 @@ class _Run:
         validate: Callable[[nn.Module], float] | None,
         patience: int | None,
         keeper: Keeper | None,
+        budget: Budget | None,
     ) -> None:
         self.search, self.order, self.n_epochs, self.n_batches, self.loss = search, order, n_epochs, n_batches, loss
-        self.progress, self.validate, self.patience, self.keeper = progress, validate, patience, keeper
+        self.progress, self.validate, self.patience = progress, validate, patience
+        self.keeper, self.budget = keeper, budget
         self.meter, self.epoch_losses = Meter(), torch.zeros(())
         self.validation: float | None = None
         self.best, self.n_stale, self.first_step = -math.inf, 0, 0
@@ -172,6 +193,10 @@ class _Run:
             self._restore(kept)
         search, place = self.search, self.keeper.place if kept and self.keeper else None
         for x, y in () if search.finished else self.order:
+            if self.budget and self.budget.due():
+                self.budget.calibrate()
+            if self.budget and search.done == search.schedule.n_search and not search.masks:
+                self.budget.meet()
             value = search.step(x.to(self.device), y.to(self.device), self.loss, seen=self.meter.seen)
             self.meter.add(value)
             if self.patience and not self.validate:

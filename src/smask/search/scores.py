@@ -106,24 +106,25 @@ class MaskedWeight:
             self.threshold.fill_(-math.inf)
             return
         sample = self.latent.flatten()[self._sampled] * self.sign.flatten()[self._sampled]
-        below = min(max(round((1 - density) * len(sample)), 1), len(sample))
+        # Never all of them: a layer without any weight has no gradient that could bring one back.
+        below = min(max(round((1 - density) * len(sample)), 1), max(1, len(sample) - 1))
         # kthvalue is the faster on a CPU and slow on CUDA.
         self.threshold.copy_(sample.sort().values[below - 1] if sample.is_cuda else sample.kthvalue(below).values)
 
-    @torch.no_grad()
-    def fix(self) -> Tensor:
-        """Fixes the mask for good, with the exact count; equal scores are kept in order of index.
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return self.base.numel()
 
-        Returns:
-            bool [n_weights] on the CPU.
-        """
-        scores = self.scores().flatten().cpu()
-        n_kept = max(1, round(self.density * scores.numel()))
-        order = scores.sort(descending=True, stable=True).indices
-        mask = torch.zeros(scores.numel(), dtype=torch.bool)
-        mask[order[:n_kept]] = True
-        self._keep(mask)
-        return mask
+    @torch.no_grad()
+    def order(self) -> Tensor:
+        """Indices of the weights, int64 [n_weights] on the CPU, highest score first; equal ones in order of index."""
+        return self.scores().flatten().cpu().sort(descending=True, stable=True).indices
+
+    def keep(self, mask: Tensor) -> None:
+        """Fixes the mask for good: bool [n_weights] on the CPU."""
+        self.kept = self.base * mask.view(self.base.shape).to(self.base.device)
+        self.latent.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
         """What is not regenerated from the seed, not copied."""
@@ -135,11 +136,7 @@ class MaskedWeight:
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         if mask is not None:
-            self._keep(mask)
-
-    def _keep(self, mask: Tensor) -> None:
-        self.kept = self.base * mask.view(self.base.shape).to(self.base.device)
-        self.latent.grad = None
+            self.keep(mask)
 
 
 def _sample(n_weights: int, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ def estimated_bytes(planes: Mapping[str, tuple[float, int]], floats: Iterable[Te
         floats: Scales, biases and norms as they will be stored.
     """
     n_plane_bytes = sum(bitcoding.entropy_bytes(round(density * n), n) for density, n in planes.values())
-    stored = torch.cat([tensor.detach().flatten().cpu().bfloat16() for tensor in floats])
+    stored = torch.cat([torch.empty(0).bfloat16(), *(tensor.detach().flatten().cpu().bfloat16() for tensor in floats)])
     bytes_of_values = stored.view(torch.uint8).numpy().reshape(-1, 2)
     n_float_bytes = sum(bitcoding.entropy_of_bytes(np.ascontiguousarray(bytes_of_values[:, i])) for i in (0, 1))
     return round(n_plane_bytes + n_float_bytes) + N_BYTES_EMPTY + N_BYTES_TENSOR * len(planes)

@@ -99,9 +99,15 @@ class Search:
 
     def density(self) -> float:
         """Kept weights over weights of all masked layers now."""
-        sizes = [layer.weight.numel() for layer in self.layers.values()]
-        kept = sum(self.density_of(layer) * size for layer, size in zip(self.layers.values(), sizes, strict=True))
-        return kept / sum(sizes)
+        return self._together(self.density_of)
+
+    def density_at_end(self) -> float:
+        """The same at the end."""
+        return self._together(lambda layer: layer.density)
+
+    def _together(self, density: Callable[[MaskedWeight], float]) -> float:
+        kept = sum(density(layer) * layer.n_weights for layer in self.layers.values())
+        return kept / sum(layer.n_weights for layer in self.layers.values())
 
     def floats(self) -> list[Tensor]:
         """Scales and the other floats that the file will hold."""
@@ -136,15 +142,38 @@ class Search:
         self.done += 1
         return value.detach()
 
+    def counts(self, densities: Mapping[str, float] | None = None) -> dict[str, int]:
+        """Exact number of kept weights of each layer, at the end or at given densities; never none."""
+        return {
+            name: max(1, round((densities[name] if densities else layer.density) * layer.n_weights))
+            for name, layer in self.layers.items()
+        }
+
+    def masks_of(self, counts: Mapping[str, int], orders: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Masks, bool [n_weights], that keep so many weights of each layer; ``orders`` saves sorting them again."""
+        masks = {}
+        for name, layer in self.layers.items():
+            order = orders[name] if orders else layer.order()
+            masks[name] = torch.zeros(layer.n_weights, dtype=torch.bool)
+            masks[name][order[: counts[name]]] = True
+        return masks
+
     def fix(self) -> dict[str, Tensor]:
         """Final masks, bool [n_weights] by name; the first call fixes them."""
         if not self.masks:
-            self.masks = {name: layer.fix() for name, layer in self.layers.items()}
+            self.keep(self.masks_of(self.counts()))
         return self.masks
+
+    def keep(self, masks: dict[str, Tensor]) -> None:
+        """Makes these masks the final ones."""
+        self.masks = masks
+        for name, layer in self.layers.items():
+            layer.keep(masks[name])
 
     def numbers(self) -> dict[str, Any]:
         """The plain values among the state."""
-        return {"done": self.done, "schedule": self.schedule.numbers()}
+        densities = {name: layer.density for name, layer in self.layers.items()}
+        return {"done": self.done, "schedule": self.schedule.numbers(), "densities": densities}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the state, not copied."""
@@ -161,6 +190,8 @@ class Search:
         """Takes over the state of a search of the same settings."""
         self.done = int(numbers["done"])
         self.schedule.restore(numbers["schedule"])
+        for name, layer in self.layers.items():
+            layer.density = float(numbers["densities"][name])
         with torch.no_grad():
             for kind, here in (("model", self._others), ("buffer", dict(self.model.named_buffers()))):
                 for name, tensor in here.items():
