@@ -119,7 +119,7 @@ def test_every_command_has_help_with_examples() -> None:
         (["--patience", "0"], 2, ["--patience"]),
         (["--log", "no/such/folder.jsonl"], 2, ["log", "ENOENT"]),
         (["--meta", "novalue"], 2, ["--meta", "KEY=TEXT"]),
-        (["--method", "magic"], 4, ["magic", "edge-popup"]),
+        (["--method", "magic"], 4, ["magic", "auto", "edge-popup", "multicoat"]),
         (["--arch", "alexnet"], 4, ["alexnet", "lenet-300-100", "resnet20"]),
         (["--base", "cauchy"], 4, ["cauchy", "signed"]),
         (["--arch", "missing.json"], 2, ["missing.json"]),

@@ -11,6 +11,7 @@ from smask.recipe import recipe_of
 from smask.reconstruction import reconstruct
 from smask.search.accuracy import score
 from smask.search.data import Batches, Dataset
+from smask.search.methods import METHODS
 from smask.search.progress import Progress
 
 
@@ -53,6 +54,18 @@ def test_same_seed_same_bytes(digits_data: Dataset, options: dict[str, object]) 
     assert search(1) == first
     assert torch.equal(torch.random.get_rng_state(), state)  # the caller's generator is left alone
     assert search(2) != first
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_is_a_file(digits_data: Dataset, method: str) -> None:
+    batches = Batches(digits_data, batch_size=64, seed=0)
+    model = smask.find_masks(small(digits_data, "64-64-10"), batches, method=method, density=0.3, epochs=12)
+    data = smask.encode(model.state_dict(), recipe_of(model))
+    loaded = smask.load(data)
+    assert smask.verify(data).same
+    assert score(loaded, digits_data).accuracy > 0.6
+    kept = sum(int((loaded.state_dict()[name] != 0).sum()) for name in recipe_of(model).coded)
+    assert kept / (74 * 64) == pytest.approx(0.3, abs=0.01)
 
 
 def test_no_biases_and_no_learned_scales(digits_data: Dataset) -> None:

@@ -76,7 +76,7 @@ def sorting_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]
 def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     weights = steps.maskable(model)
     densities = layer_densities({name: weight.shape for name, weight in weights.items()}, density=DENSITY)
-    layers = steps.masked_weights(weights, densities, METHODS["edge-popup"])
+    layers = steps.masked_weights(weights, densities, METHODS["auto"])
     search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1))
 
     def step() -> None:

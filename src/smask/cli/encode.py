@@ -20,6 +20,8 @@ examples:
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
 
 data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
+methods: auto, and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, threshold, biprop,
+signed, multicoat.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
 resnet56, or a .json file in the form of the specification, section 13.
 """
@@ -35,7 +37,7 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("--data", default="digits", metavar="D", help="training and test data (default %(default)s)")
     option("--arch", metavar="A", help="architecture (default mlp:64-128-10 for digits, else lenet-300-100)")
-    option("--method", default="edge-popup", metavar="M", help="search method (default %(default)s)")
+    option("--method", default="auto", metavar="M", help="search method (default %(default)s); see below")
     option(
         "--density", type=float, metavar="X", help="kept weights over all weights (default 0.1 for digits, else 0.04)"
     )

@@ -66,7 +66,7 @@ class Budget:
     def calibrate(self) -> None:
         """Corrects the densities by the size of the file that the search would give now."""
         counts = self.search.counts()
-        measured = self.target.measure(self._finished(self.search.masks_of(counts)))
+        measured = self.target.measure(self._finished(self.search.levels_of(counts)))
         planes = self._planes({name: counts[name] / layer.n_weights for name, layer in self.search.layers.items()})
         for_planes = round((self.target.n_bytes - self._others) * planes / max(1, measured - self._others))
         if for_planes <= 0:
@@ -77,7 +77,7 @@ class Budget:
         """Whether to calibrate before the next step; not at first, when scores say little about their bytes."""
         step, n = self.search.done, self.search.schedule.n_search
         every = max(1, n // N_CALIBRATIONS)
-        return not self.search.masks and n // 4 < step < n and step % every == 0
+        return not self.search.levels and n // 4 < step < n and step % every == 0
 
     def meet(self) -> None:
         """Densities whose exact counts give the largest file that is not above the target.
@@ -91,7 +91,7 @@ class Budget:
         def size(counts: Mapping[str, int]) -> int:
             key = tuple(counts.values())
             if key not in sizes:
-                sizes[key] = self.target.measure(self._finished(self.search.masks_of(counts, orders)))
+                sizes[key] = self.target.measure(self._finished(self.search.levels_of(counts, orders)))
             return sizes[key]
 
         # Beyond one half a plane shrinks again.
@@ -115,7 +115,7 @@ class Budget:
     def _least(self) -> bool:
         """Whether a model with one weight a layer is small enough; raises UnreachableError if it is not and must be."""
         counts = self.search.counts(self._at(SPARSEST))
-        n_bytes = self.target.measure(self._finished(self.search.masks_of(counts)))
+        n_bytes = self.target.measure(self._finished(self.search.levels_of(counts)))
         if n_bytes > self.target.n_bytes and not self.target.keep_best:
             raise UnreachableError("target size", self.target.n_bytes, n_bytes)
         return n_bytes <= self.target.n_bytes

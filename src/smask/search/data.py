@@ -124,28 +124,27 @@ class Batches:
         for batch in range(len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             chosen = index.to(self.device)
-            x = self.dataset.inputs(self.x[chosen])
+            x = self.x[chosen]
             if self.shift and x.dim() == 4:
                 x = shifted(x, self.shift, self.generator)
-            yield x, self.y[chosen]
+            yield self.dataset.inputs(x), self.y[chosen]
 
 
 def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
-    """Every image moved by its own random number of pixels, up to ``shift``; the border value at its corner fills in.
+    """Every image moved by its own random number of pixels, up to ``shift``; its border fills in.
 
     Args:
-        x: float32 [N, channels, height, width].
+        x: [N, channels, height, width] of any dtype.
         shift: Largest move in pixels.
         random: CPU generator.
     """
-    n, _, height, width = x.shape
-    moves = torch.randint(0, 2 * shift + 1, (n, 2), generator=random).to(x.device)
-    padded = torch.nn.functional.pad(x, (shift,) * 4, mode="replicate")
-    rows = (moves[:, :1] + torch.arange(height, device=x.device))[:, None, :, None]
-    columns = (moves[:, 1:] + torch.arange(width, device=x.device))[:, None, None, :]
-    image = torch.arange(n, device=x.device)[:, None, None, None]
-    channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-    return padded[image, channel, rows, columns]
+    n, channels, height, width = x.shape
+    moves = torch.randint(-shift, shift + 1, (n, 2), generator=random).to(x.device)
+    rows = (moves[:, :1] + torch.arange(height, device=x.device)).clamp_(0, height - 1)
+    columns = (moves[:, 1:] + torch.arange(width, device=x.device)).clamp_(0, width - 1)
+    # One gather over flat pixels: indexing by four tensors takes five times as long.
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).expand(-1, channels, -1)
+    return x.flatten(2).gather(2, pixels).view(x.shape)
 
 
 def load_dataset(source: str) -> Dataset:

@@ -15,19 +15,24 @@ from .scores import MaskedWeight
 
 
 def coded_tensors(
-    layers: Mapping[str, MaskedWeight], masks: Mapping[str, Tensor], float_dtype: torch.dtype
+    layers: Mapping[str, MaskedWeight], levels: Mapping[str, Tensor], float_dtype: torch.dtype
 ) -> dict[str, CodedTensor]:
-    """Masks and rounded scales in the form of the file."""
+    """Levels and rounded scales in the form of the file."""
     return {
         name: CodedTensor(
             shape=tuple(layer.weight.shape),
             stream=layer.stream,
-            planes=(torch.from_numpy(np.packbits(masks[name].numpy(), bitorder="little")),),
+            planes=tuple(_packed(levels[name] >> plane & 1 != 0) for plane in reversed(range(layer.method.n_planes))),
             scale=rounded(layer.scale.detach().flatten().cpu(), float_dtype),
             base=layer.kind,
+            flip=_packed(layer.flips() & (levels[name] != 0)) if layer.method.flips else None,
         )
         for name, layer in layers.items()
     }
+
+
+def _packed(bits: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
 
 
 def finished_model(original: nn.Module, trained: nn.Module, recipe: Recipe, float_dtype: torch.dtype) -> nn.Module:

@@ -32,7 +32,7 @@ def find_masks(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
-    method: str = "edge-popup",
+    method: str = "auto",
     density: float = 0.04,
     density_rule: str = "erk",
     first_density: float | None = None,
@@ -105,16 +105,16 @@ def find_masks(
     n_batches = len(batches) if isinstance(batches, Sized) else 0
     if not n_batches:
         raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
-    here = torch.device(device)
+    method_of, here = METHODS[method], torch.device(device)
     original, model = model, copy.deepcopy(model).to(here)
     model.train()
     weights = maskable(model)
     shapes = {name: weight.shape for name, weight in weights.items()}
 
-    def densities_at(density: float) -> dict[str, float]:
+    def densities_by_rule(density: float) -> dict[str, float]:
         return layer_densities(shapes, density=density, rule=density_rule, first=first_density, last=last_density)
 
-    densities = densities_at(density if target is None else DENSEST)
+    densities = densities_by_rule(density if target is None else DENSEST)
     settings = {
         "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
         "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
@@ -133,7 +133,7 @@ def find_masks(
         layers = masked_weights(
             weights,
             densities,
-            METHODS[method],
+            method_of,
             base=base,
             seed=seed,
             per_channel=scale == "channel",
@@ -143,8 +143,11 @@ def find_masks(
             zero_bias(model.get_submodule(name.rpartition(".")[0]), learn=learn_bias)
         search = Search(model, layers, Schedule.of(epochs * n_batches, lr=lr, hold=hold, settle=settle))
 
-        def finished(masks: Mapping[str, Tensor]) -> nn.Module:
-            coded = coded_tensors(layers, masks, float_dtype)
+        def densities_at(density: float) -> Mapping[str, float]:
+            return method_of.shares(layers, density) if method_of.shares else densities_by_rule(density)
+
+        def finished(levels: Mapping[str, Tensor]) -> nn.Module:
+            coded = coded_tensors(layers, levels, float_dtype)
             return finished_model(
                 original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), float_dtype
             )
@@ -154,7 +157,7 @@ def find_masks(
         _Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints, budget).go(settings)
         if budget:  # floats have moved since the masks were fixed, and their bytes with them
             budget.meet()
-            search.keep(search.masks_of(search.counts()))
+            search.keep(search.levels_of(search.counts()))
         return finished(search.fix())
 
 
@@ -195,7 +198,7 @@ class _Run:
         for x, y in () if search.finished else self.order:
             if self.budget and self.budget.due():
                 self.budget.calibrate()
-            if self.budget and search.done == search.schedule.n_search and not search.masks:
+            if self.budget and search.done == search.schedule.n_search and not search.levels:
                 self.budget.meet()
             value = search.step(x.to(self.device), y.to(self.device), self.loss, seen=self.meter.seen)
             self.meter.add(value)
@@ -217,7 +220,7 @@ class _Run:
         loss, accuracy = self.meter.read()
         if self.progress:
             search = self.search
-            planes = {name: (search.density_of(at), at.weight.numel()) for name, at in search.layers.items()}
+            planes = {name: (at.now, at.n_weights) for name, at in search.layers.items()}
             self.progress(
                 Progress(
                     search.done, search.schedule.n_steps, self.order.epoch + 1, self.n_epochs, loss, search.density(),
@@ -232,7 +235,7 @@ class _Run:
             search.model.eval()
             self.validation = float(self.validate(search.model))
             search.model.train()
-        if self.patience and not search.masks and search.schedule.descent(search.done) == 1:
+        if self.patience and not search.levels and search.schedule.descent(search.done) == 1:
             value = -float(self.epoch_losses) if self.validation is None else self.validation
             self.n_stale = 0 if value > self.best else self.n_stale + 1
             self.best = max(self.best, value)

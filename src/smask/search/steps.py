@@ -61,13 +61,14 @@ def masked_weights(
     layers = {}
     for stream, (name, weight) in enumerate(weights.items()):
         density = densities[name]
-        layer = method.layer(
-            weight, kind=base, seed=seed, stream=stream, per_channel=per_channel, density=density,
-            start=max(START_DENSITY, density) if learn_scale else density,
+        learned = learn_scale and method.learns_scale
+        layer = MaskedWeight(
+            weight, method, kind=base, seed=seed, stream=stream, per_channel=per_channel and method.learns_scale,
+            density=density, start=max(START_DENSITY, density) if learned and method.falls else density,
         )  # fmt: skip
         with torch.no_grad():
             layer.latent.mul_(method.initial(weight.shape, random).to(weight.device))
-        layer.scale.requires_grad_(learn_scale)
+        layer.scale.requires_grad_(learned)
         weight.requires_grad_(True)
         layers[name] = layer
     return layers
@@ -85,7 +86,8 @@ class Search:
         self.optimizer = torch.optim.Adam(
             [parameter for parameter in trained if parameter.requires_grad], lr=schedule.lr, fused=True
         )
-        self.masks: dict[str, Tensor] = {}
+        self.method = next(iter(layers.values())).method
+        self.levels: dict[str, Tensor] = {}
 
     @property
     def finished(self) -> bool:
@@ -94,12 +96,14 @@ class Search:
 
     def density_of(self, layer: MaskedWeight) -> float:
         """Density of a layer now."""
+        if not layer.method.falls:
+            return layer.density
         start = max(START_DENSITY, layer.density)
         return cubic(self.schedule.descent(self.done), start=start, end=layer.density)
 
     def density(self) -> float:
         """Kept weights over weights of all masked layers now."""
-        return self._together(self.density_of)
+        return self._together(lambda layer: layer.now)
 
     def density_at_end(self) -> float:
         """The same at the end."""
@@ -116,9 +120,9 @@ class Search:
 
     def write(self, *, refresh: bool = False) -> None:
         """Puts masked weights into the model."""
+        if refresh:
+            self.method.balance(self.layers, {name: self.density_of(layer) for name, layer in self.layers.items()})
         for layer in self.layers.values():
-            if refresh:
-                layer.refresh(self.density_of(layer))
             layer.write()
 
     def step(
@@ -127,7 +131,7 @@ class Search:
         """One batch: masks, forward, backward, update; returns the loss. ``seen`` is shown outputs and targets."""
         if self.done == self.schedule.n_search:
             self.fix()
-        self.write(refresh=not self.masks and self.done % N_REFRESH == 0)
+        self.write(refresh=not self.levels and self.done % N_REFRESH == 0)
         outputs = self.model(x)
         value = loss(outputs, y)
         if seen is not None:
@@ -149,31 +153,38 @@ class Search:
             for name, layer in self.layers.items()
         }
 
-    def masks_of(self, counts: Mapping[str, int], orders: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Masks, bool [n_weights], that keep so many weights of each layer; ``orders`` saves sorting them again."""
-        masks = {}
+    def levels_of(self, counts: Mapping[str, int], orders: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Levels, uint8 [n_weights], that keep so many weights of each layer; ``orders`` saves sorting them again."""
+        levels = {}
         for name, layer in self.layers.items():
             order = orders[name] if orders else layer.order()
-            masks[name] = torch.zeros(layer.n_weights, dtype=torch.bool)
-            masks[name][order[: counts[name]]] = True
-        return masks
+            levels[name] = torch.zeros(layer.n_weights, dtype=torch.uint8)
+            n_coats = self.method.n_coats
+            for coat in range(1, n_coats + 1):
+                levels[name][order[: -(-counts[name] * coat // n_coats)]] += 1
+        return levels
 
     def fix(self) -> dict[str, Tensor]:
-        """Final masks, bool [n_weights] by name; the first call fixes them."""
-        if not self.masks:
-            self.keep(self.masks_of(self.counts()))
-        return self.masks
+        """Final levels, uint8 [n_weights] by name; the first call fixes them."""
+        if not self.levels:
+            if self.method.shares:
+                for name, density in self.method.shares(self.layers, self.density_at_end()).items():
+                    self.layers[name].density = density
+            self.keep(self.levels_of(self.counts()))
+        return self.levels
 
-    def keep(self, masks: dict[str, Tensor]) -> None:
-        """Makes these masks the final ones."""
-        self.masks = masks
+    def keep(self, levels: dict[str, Tensor]) -> None:
+        """Makes these levels the final ones."""
+        self.levels = levels
         for name, layer in self.layers.items():
-            layer.keep(masks[name])
+            layer.now = layer.density
+            layer.keep(levels[name])
 
     def numbers(self) -> dict[str, Any]:
         """The plain values among the state."""
         densities = {name: layer.density for name, layer in self.layers.items()}
-        return {"done": self.done, "schedule": self.schedule.numbers(), "densities": densities}
+        now = {name: layer.now for name, layer in self.layers.items()}
+        return {"done": self.done, "schedule": self.schedule.numbers(), "densities": densities, "now": now}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the state, not copied."""
@@ -181,7 +192,7 @@ class Search:
         found |= {f"buffer.{name}": b for name, b in self.model.named_buffers()}
         for name, layer in self.layers.items():
             found |= {f"layer.{name}.{part}": tensor for part, tensor in layer.tensors().items()}
-        found |= {f"mask.{name}": mask for name, mask in self.masks.items()}
+        found |= {f"levels.{name}": levels for name, levels in self.levels.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             found |= {f"adam.{index}.{part}": tensor for part, tensor in moments.items()}
         return found
@@ -191,15 +202,15 @@ class Search:
         self.done = int(numbers["done"])
         self.schedule.restore(numbers["schedule"])
         for name, layer in self.layers.items():
-            layer.density = float(numbers["densities"][name])
+            layer.density, layer.now = numbers["densities"][name], numbers["now"][name]
         with torch.no_grad():
             for kind, here in (("model", self._others), ("buffer", dict(self.model.named_buffers()))):
                 for name, tensor in here.items():
                     tensor.copy_(tensors[f"{kind}.{name}"])
-        self.masks = {name: tensors[f"mask.{name}"] for name in self.layers if f"mask.{name}" in tensors}
+        self.levels = {name: tensors[f"levels.{name}"] for name in self.layers if f"levels.{name}" in tensors}
         for name, layer in self.layers.items():
             layer.restore(
-                {part: tensors[f"layer.{name}.{part}"] for part in layer.tensors()}, mask=self.masks.get(name)
+                {part: tensors[f"layer.{name}.{part}"] for part in layer.tensors()}, levels=self.levels.get(name)
             )
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
