@@ -129,6 +129,21 @@ def test_estimated_bytes_are_near_the_file(digits_data: Dataset) -> None:
     assert seen[-1].n_bytes == pytest.approx(len(smask.encode(model.state_dict(), recipe_of(model))), rel=0.1)
 
 
+def test_short_mantissas(digits_data: Dataset) -> None:
+    def search(n_bits: int | None) -> nn.Module:
+        return smask.find_masks(
+            small(digits_data), Batches(digits_data, batch_size=256, seed=0), density=0.3, epochs=3, float_bits=n_bits
+        )
+
+    exact, short = search(None), search(2)
+    for name in ("2.bias", "4.bias"):
+        mantissas = short.state_dict()[name].view(torch.int32) & 0x7FFFFF
+        assert not (mantissas & (1 << 21) - 1).any()
+        assert torch.allclose(exact.state_dict()[name], short.state_dict()[name], rtol=0.13, atol=0)
+    sizes = [len(smask.encode(model.state_dict(), recipe_of(model))) for model in (exact, short)]
+    assert sizes[1] < sizes[0] - 10
+
+
 def test_frozen_parameters_stay(digits_data: Dataset) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
     model[2].requires_grad_(False)
@@ -150,7 +165,7 @@ def test_interrupt_goes_through(digits_data: Dataset) -> None:
     ("options", "name"),
     [
         ({"density": 0}, "density"), ({"density": 1.5}, "density"), ({"epochs": 0}, "epochs"), ({"lr": 0}, "lr"),
-        ({"lr": float("nan")}, "lr"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"patience": 0}, "patience"), ({"hold": 0.6, "settle": 0.5}, "hold and settle"),
+        ({"lr": float("nan")}, "lr"), ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"patience": 0}, "patience"), ({"float_bits": 0}, "float_bits"), ({"float_bits": 23}, "float_bits"), ({"hold": 0.6, "settle": 0.5}, "hold and settle"),
     ],
 )  # fmt: skip
 def test_values_out_of_range(digits_data: Dataset, options: dict[str, object], name: str) -> None:

@@ -1,5 +1,6 @@
 """Searches that are interrupted, and what they leave behind."""
 
+import functools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -113,6 +115,10 @@ def test_another_search_is_refused_with_what_differs(digits_data: Dataset, tmp_p
             checkpoints=Checkpoints(tmp_path, resume=True),
         )  # fmt: skip
     assert {name for name, _, _ in caught.value.differences} == {"batches", "n_batches", "arch"}
+    smooth = functools.partial(F.cross_entropy, label_smoothing=0.1)
+    with pytest.raises(ResumeError) as caught:
+        search("own", digits_data, Checkpoints(tmp_path, resume=True), loss=smooth)
+    assert caught.value.differences == (("loss", "cross_entropy", "cross_entropy()[('label_smoothing', 0.1)]"),)
     with pytest.raises(ArgumentError) as refused:
         Checkpoints(tmp_path)
     assert "--resume" in str(refused.value)

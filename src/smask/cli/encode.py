@@ -67,6 +67,13 @@ def add(commands: Any) -> None:
         metavar="P",
         help="move training images by up to P pixels (default 1, 0 for images under 16 pixels)",
     )
+    option(
+        "--label-smoothing",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="part of every target spread over all classes (default %(default)s)",
+    )
     option("--seed", type=int, default=0, metavar="S", help="of the weights and of the search (default %(default)s)")
     option("--base", default="signed", metavar="B", help="signed, uniform or normal (default %(default)s)")
     option("--scale", default="channel", metavar="S", help="one scale a channel or a tensor (default %(default)s)")
@@ -77,6 +84,13 @@ def add(commands: Any) -> None:
         default="bfloat16",
         choices=("bfloat16", "float16", "float32"),
         help="of scales, biases, norms (default %(default)s)",
+    )
+    option(
+        "--float-bits",
+        type=int,
+        default=4,
+        metavar="N",
+        help="mantissa bits of scales and biases of masked layers, 1 to 22 (default %(default)s)",
     )
     option(
         "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
@@ -183,7 +197,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--checkpoint-every", arguments.checkpoint_every, "seconds, 0 or more")
     if arguments.validation is not None and not 0 < arguments.validation < 1:
         raise ArgumentError("--validation", arguments.validation, "a part above 0 and below 1")
-    for option, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0), ("patience", 1)):
+    for option, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("shift", 0),
+        ("seed", 0),
+        ("patience", 1),
+        ("float_bits", 1),
+    ):
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ArgumentError(f"--{option.replace('_', '-')}", value, f"{least} or more")

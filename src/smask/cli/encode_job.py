@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .. import architectures, codec, named_nets
@@ -64,6 +66,7 @@ class Job:
             shift = 1 if len(dataset.input_shape) == 3 and min(dataset.input_shape[1:]) >= 16 else 0
         self._dataset, self._shift = dataset, shift
         self.epochs = arguments.epochs or min(max(math.ceil(N_STEPS / len(self._batches())), 10), 300)
+        self._loss = functools.partial(F.cross_entropy, label_smoothing=arguments.label_smoothing)
         self.seconds_encode = 0.0
         self.log = Log(arguments.log, problem=self._problem) if arguments.log else None
         if arguments.checkpoint and self._goal is None:
@@ -105,7 +108,8 @@ class Job:
                 density_rule=arguments.density_rule, first_density=arguments.first_density,
                 last_density=arguments.last_density, epochs=self.epochs, lr=arguments.lr, seed=arguments.seed,
                 base=arguments.base, scale=arguments.scale, learn_scale=not arguments.no_learn_scale,
-                learn_bias=not arguments.no_learn_bias, float_dtype=getattr(torch, arguments.float_dtype),
+                learn_bias=not arguments.no_learn_bias, float_bits=arguments.float_bits,
+                float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
                 device=self.device, meta=self.meta, progress=screen.both(bar, self.log.progress if self.log else None),
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
             )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,8 +15,35 @@ from ..reconstruction import CodedTensor, reconstruct
 from .scores import MaskedWeight
 
 
+@dataclass(frozen=True)
+class Floats:
+    """How exactly floats are kept.
+
+    Attributes:
+        dtype: Of all.
+        n_bits: Mantissa bits that scales and biases of masked layers keep, None for all that the dtype has. Zero bits
+            at the end of a mantissa cost nothing in the file.
+    """
+
+    dtype: torch.dtype
+    n_bits: int | None
+
+    def fine(self, tensor: Tensor) -> Tensor:
+        """Values of the narrower dtype, in the dtype they had."""
+        return tensor.to(self.dtype).to(tensor.dtype)
+
+    def coarse(self, tensor: Tensor) -> Tensor:
+        """The same with a short mantissa: to nearest, away from zero in the middle."""
+        if self.n_bits is None or tensor.dtype != torch.float32:
+            return self.fine(tensor)
+        n_dropped = 23 - self.n_bits
+        bits = tensor.contiguous().view(torch.int32)
+        short = (bits + (1 << n_dropped - 1)).bitwise_and_(-1 << n_dropped).view(torch.float32)
+        return self.fine(torch.where(short.isfinite(), short, tensor))
+
+
 def coded_tensors(
-    layers: Mapping[str, MaskedWeight], levels: Mapping[str, Tensor], float_dtype: torch.dtype
+    layers: Mapping[str, MaskedWeight], levels: Mapping[str, Tensor], floats: Floats
 ) -> dict[str, CodedTensor]:
     """Levels and rounded scales in the form of the file."""
     return {
@@ -23,7 +51,7 @@ def coded_tensors(
             shape=tuple(layer.weight.shape),
             stream=layer.stream,
             planes=tuple(_packed(levels[name] >> plane & 1 != 0) for plane in reversed(range(layer.method.n_planes))),
-            scale=rounded(layer.scale.detach().flatten().cpu(), float_dtype),
+            scale=floats.coarse(layer.scale.detach().flatten().cpu()),
             base=layer.kind,
             flip=_packed(layer.flips() & (levels[name] != 0)) if layer.method.flips else None,
         )
@@ -35,21 +63,19 @@ def _packed(bits: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
 
 
-def finished_model(original: nn.Module, trained: nn.Module, recipe: Recipe, float_dtype: torch.dtype) -> nn.Module:
+def finished_model(original: nn.Module, trained: nn.Module, recipe: Recipe, floats: Floats) -> nn.Module:
     """A copy of the original with reconstructed weights and rounded floats, in the original order of its state."""
     found, state = trained.state_dict(), {}
+    biases = {f"{name.removesuffix('weight')}bias" for name in recipe.coded}
     for name, tensor in original.state_dict().items():
         if name in recipe.coded:
             state[name] = reconstruct(recipe.coded[name], recipe.seed).to(tensor.dtype)
         else:
             value = found[name].cpu()
-            state[name] = rounded(value, float_dtype) if value.is_floating_point() else value
+            if value.is_floating_point():
+                value = floats.coarse(value) if name in biases else floats.fine(value)
+            state[name] = value
     model = copy.deepcopy(original)
     model.load_state_dict(state, strict=True, assign=True)
     attach(model, recipe)
     return model.cpu().eval()
-
-
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values of a narrower dtype, in the dtype they had."""
-    return tensor.to(dtype).to(tensor.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any
@@ -18,7 +19,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
 from .densities import DENSEST, layer_densities
-from .finish import coded_tensors, finished_model
+from .finish import Floats, coded_tensors, finished_model
 from .methods import METHODS
 from .order import Order
 from .progress import Meter, Progress
@@ -45,8 +46,9 @@ def find_masks(
     learn_scale: bool = True,
     learn_bias: bool = True,
     float_dtype: torch.dtype = torch.bfloat16,
-    hold: float = 0.25,
-    settle: float = 0.1,
+    float_bits: int | None = 4,
+    hold: float = 0.55,
+    settle: float = 0.08,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     device: torch.device | str = "cpu",
     meta: dict[str, str] | None = None,
@@ -78,6 +80,7 @@ def find_masks(
         learn_scale: Whether scales are trained; else they keep the spread of He initialisation at the end density.
         learn_bias: Whether biases of masked layers are trained; else they are zero.
         float_dtype: Precision to which scales, biases and norms are rounded at the end.
+        float_bits: Mantissa bits that scales and biases of masked layers keep, 1 to 22; None for those of the dtype.
         hold: Part of the search at the end density.
         settle: Last part of the search, with masks fixed.
         loss: (outputs, targets) to a scalar.
@@ -101,11 +104,11 @@ def find_masks(
         UnsupportedError: An unknown method, base, density rule or scale.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
-    _check(method, base, scale, epochs, lr, seed, hold, settle, patience)
+    _check(method, base, scale, epochs, lr, seed, hold, settle, float_bits, patience)
     n_batches = len(batches) if isinstance(batches, Sized) else 0
     if not n_batches:
         raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
-    method_of, here = METHODS[method], torch.device(device)
+    method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
     original, model = model, copy.deepcopy(model).to(here)
     model.train()
     weights = maskable(model)
@@ -118,7 +121,8 @@ def find_masks(
     settings = {
         "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
         "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
-        "hold": hold, "settle": settle, "patience": patience, "loss": getattr(loss, "__qualname__", repr(loss)),
+        "float_bits": float_bits,
+        "hold": hold, "settle": settle, "patience": patience, "loss": _name(loss),
         "n_batches": n_batches, "validate": validate is not None,
         "target": target.n_bytes if target else None,
     }  # fmt: skip
@@ -147,12 +151,18 @@ def find_masks(
             return method_of.shares(layers, density) if method_of.shares else densities_by_rule(density)
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
-            coded = coded_tensors(layers, levels, float_dtype)
+            coded = coded_tensors(layers, levels, floats)
             return finished_model(
-                original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), float_dtype
+                original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), floats
             )
 
-        budget = Budget(target, search, densities_at, finished, N_BYTES_FLOAT) if target else None
+        budget = (
+            Budget(
+                target, search, densities_at, finished, N_BYTES_FLOAT if float_bits is None else (float_bits + 3) / 8
+            )
+            if target
+            else None
+        )
         order = Order(batches, epochs, here)
         _Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints, budget).go(settings)
         if budget:  # floats have moved since the masks were fixed, and their bytes with them
@@ -262,6 +272,13 @@ class _Run:
         self.first_step = kept.step
 
 
+def _name(loss: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """A name of a function that is the same in another process."""
+    if isinstance(loss, functools.partial):
+        return f"{_name(loss.func)}{loss.args}{sorted(loss.keywords.items())}"
+    return getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
 def _fingerprint(batches: object) -> str | None:
     """What the batches say that they depend on; two of the same fingerprint give the same batches."""
     own = getattr(batches, "fingerprint", None)
@@ -269,7 +286,15 @@ def _fingerprint(batches: object) -> str | None:
 
 
 def _check(
-    method: str, base: str, scale: str, epochs: int, lr: float, seed: int, hold: float, settle: float,
+    method: str,
+    base: str,
+    scale: str,
+    epochs: int,
+    lr: float,
+    seed: int,
+    hold: float,
+    settle: float,
+    float_bits: int | None,
     patience: int | None,
 ) -> None:  # fmt: skip
     for what, got, known in (
@@ -287,5 +312,7 @@ def _check(
         raise ArgumentError("seed", seed, "0 to 2**64 - 1")
     if not (hold >= 0 and settle >= 0 and hold + settle < 1):
         raise ArgumentError("hold and settle", (hold, settle), "parts that leave time to search")
+    if float_bits is not None and not 1 <= float_bits <= 22:
+        raise ArgumentError("float_bits", float_bits, "1 to 22 bits, or None")
     if patience is not None and patience < 1:
         raise ArgumentError("patience", patience, "1 or more epochs, or None")
