@@ -189,12 +189,9 @@ def test_nothing_to_do() -> None:
         with pytest.raises(ArgumentError) as caught:
             smask.find_masks(nn.Linear(2, 2), batches)
         assert caught.value.name == "batches"
-    shared = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    shared[1].weight = shared[0].weight
-    for model, name in ((shared, "1.weight"), (nn.Linear(2, 2).half(), "weight")):
-        with pytest.raises(ArgumentError) as caught:
-            smask.find_masks(model, [(torch.rand(2, 2), torch.zeros(2))])
-        assert caught.value.name == name
+    with pytest.raises(ArgumentError) as caught:
+        smask.find_masks(nn.Linear(2, 2).half(), [(torch.rand(2, 2), torch.zeros(2))])
+    assert caught.value.name == "weight"
     with pytest.raises(ArgumentError) as caught:
         smask.find_masks(nn.ReLU(), [(torch.rand(2, 2), torch.zeros(2))])
     assert caught.value.name == "model"

@@ -12,7 +12,14 @@ from smask.search.steps import Search
 def layer(shape=(6, 40), kind: str = "signed", per_channel: bool = True, density: float = 0.5, method="auto") -> MaskedWeight:  # fmt: skip
     weight = torch.nn.Parameter(torch.empty(shape))
     made = MaskedWeight(
-        weight, METHODS[method], kind=kind, seed=3, stream=1, per_channel=per_channel, density=density, start=0.5
+        weight,
+        METHODS[method],
+        kind=kind,
+        seed=3,
+        stream=1,
+        per_channel=per_channel,
+        density=density,
+        fan_in=0.5 * weight[0].numel(),
     )
     torch.manual_seed(0)
     with torch.no_grad():
@@ -53,7 +60,7 @@ def test_scale_of_zero_stays_finite() -> None:
 def test_a_module_may_be_used_twice_or_not_at_all() -> None:
     linear = torch.nn.Linear(8, 8, bias=False)
     masked = MaskedWeight(
-        linear.weight, METHODS["auto"], kind="signed", seed=0, stream=0, per_channel=True, density=0.5, start=0.5
+        linear.weight, METHODS["auto"], kind="signed", seed=0, stream=0, per_channel=True, density=0.5, fan_in=4
     )
     masked.refresh(0.5)
     masked.write()

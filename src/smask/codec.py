@@ -21,7 +21,7 @@ from .integrity import NAME_OF_DTYPE
 from .manifest import Opened
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import CodedTensor, parameter_problem, reconstruct
-from .records import Manifest
+from .records import Manifest, Record
 from .stored_tensors import coded_record
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
@@ -64,13 +64,18 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     missing = sorted(set(recipe.coded) - set(state))
     if missing:
         raise ArgumentError("state", f"no tensor {missing[0]!r}", "every tensor of the recipe")
-    draft = Draft(io.BytesIO())
+    draft, written = Draft(io.BytesIO()), dict[str, Tensor]()
     for name, tensor in state.items():
         coded = recipe.coded.get(name)
         if coded is None:
-            draft.add(name, tensor)
+            first = _same_bits(tensor, written)
+            if first is None:
+                draft.add(name, tensor)
+            else:  # one weight of two modules
+                draft.append(tensor, Record(name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first))
             continue
         _check_coded(name, tensor, coded, recipe.seed)
+        written[name] = tensor
         record, parameters = coded_record(name, coded)
         flip = None if coded.flip is None else coded.flip.numpy()
         sections = planes.sections([plane.numpy() for plane in coded.planes], flip, coded.n_weights)
@@ -235,6 +240,15 @@ def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str
         name, reason = next(iter(obstacles.items()))
         raise UnsupportedError(f"packed layer of {name!r}", reason, ("load(..., packed='auto')",))
     return coded
+
+
+def _same_bits(tensor: Tensor, written: Mapping[str, Tensor]) -> str | None:
+    """Name of the first coded tensor of the same dtype, shape and bits."""
+    for name, other in written.items():
+        alike = other.shape == tensor.shape and other.dtype == tensor.dtype
+        if alike and torch.equal(integrity.raw_bytes(other), integrity.raw_bytes(tensor)):
+            return name
+    return None
 
 
 def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,17 @@ def _packed(bits: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
 
 
-def finished_model(original: nn.Module, trained: nn.Module, recipe: Recipe, floats: Floats) -> nn.Module:
+def finished_model(
+    original: nn.Module, trained: nn.Module, recipe: Recipe, floats: Floats, biases: Collection[str]
+) -> nn.Module:
     """A copy of the original with reconstructed weights and rounded floats, in the original order of its state."""
-    found, state = trained.state_dict(), {}
-    biases = {f"{name.removesuffix('weight')}bias" for name in recipe.coded}
-    for name, tensor in original.state_dict().items():
-        if name in recipe.coded:
+    found, state = trained.state_dict(), dict[str, Tensor]()
+    first: dict[int, str] = {}
+    for name, tensor in original.state_dict(keep_vars=True).items():
+        earlier = first.setdefault(id(tensor), name)
+        if earlier != name:  # one tensor of two names
+            state[name] = state[earlier]
+        elif name in recipe.coded:
             state[name] = reconstruct(recipe.coded[name], recipe.seed).to(tensor.dtype)
         else:
             value = found[name].cpu()
@@ -76,6 +81,6 @@ def finished_model(original: nn.Module, trained: nn.Module, recipe: Recipe, floa
                 value = floats.coarse(value) if name in biases else floats.fine(value)
             state[name] = value
     model = copy.deepcopy(original)
-    model.load_state_dict(state, strict=True, assign=True)
+    model.load_state_dict(state, strict=True)  # copies, so that what is shared stays shared
     attach(model, recipe)
     return model.cpu().eval()

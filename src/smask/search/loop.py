@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -26,12 +26,13 @@ from .progress import Meter, Progress
 from .schedule import Schedule
 from .sizes import estimated_bytes
 from .snapshots import Keeper, Snapshot
-from .steps import N_REFRESH, Search, maskable, masked_weights, zero_bias
+from .steps import N_REFRESH, Search, masked_weights
+from .weights import maskable, zero_biases
 
 
 def find_masks(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Any]],
     *,
     method: str = "auto",
     density: float = 0.04,
@@ -49,7 +50,7 @@ def find_masks(
     float_bits: int | None = 4,
     hold: float = 0.55,
     settle: float = 0.08,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     device: torch.device | str = "cpu",
     meta: dict[str, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -57,17 +58,20 @@ def find_masks(
     patience: int | None = None,
     checkpoints: Keeper | None = None,
     target: Target | None = None,
+    only: Collection[str] | None = None,
 ) -> nn.Module:
     """Searches which weights of a frozen, seed-generated network to keep.
 
-    Weights of linear and convolution layers become base weights of the seed under a mask; scales, biases and norms
-    are trained beside the scores and stay floats. The density falls from one half to its end on a cubic curve, holds,
-    and the masks are fixed with exact counts for the last part, in which only the floats still learn.
+    Weights of linear layers, convolutions (transposed ones too), embeddings, attention and recurrent nets become base
+    weights of the seed under a mask, one for a weight that several modules share; scales, biases and norms are trained
+    beside the scores and stay floats. The density falls from one half to its end on a cubic curve, holds, and the masks
+    are fixed with exact counts for the last part, in which only the floats still learn.
 
     Args:
         model: Any module; it is copied, not changed. Parameters that are not masked are trained if they require a
             gradient. A model from :mod:`smask.architectures` needs no module at load.
-        batches: Sized and iterable once an epoch; gives (inputs, targets).
+        batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
+            them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
         method: One of :data:`smask.search.methods.METHODS`.
         density: Kept weights over all weights of masked layers, in (0, 1].
         density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`.
@@ -83,7 +87,7 @@ def find_masks(
         float_bits: Mantissa bits that scales and biases of masked layers keep, 1 to 22; None for those of the dtype.
         hold: Part of the search at the end density.
         settle: Last part of the search, with masks fixed.
-        loss: (outputs, targets) to a scalar.
+        loss: (outputs of the model, targets) to a scalar.
         device: Where to search.
         meta: Free text to be written into the file.
         progress: Called every few steps.
@@ -92,6 +96,8 @@ def find_masks(
             masks are fixed early; None never does.
         checkpoints: Keeps snapshots and may have one to begin from; a resumed search on a CPU gives the bytes that the
             whole one gives.
+        only: State-dict names of the parameters to mask; by default all that :func:`smask.search.weights.maskable`
+            finds.
         target: A size that replaces ``density``: the rule shares what its bytes allow.
 
     Returns:
@@ -111,8 +117,8 @@ def find_masks(
     method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
     original, model = model, copy.deepcopy(model).to(here)
     model.train()
-    weights = maskable(model)
-    shapes = {name: weight.shape for name, weight in weights.items()}
+    weights = maskable(model, only)
+    shapes = {name: one.weight.shape for name, one in weights.items()}
 
     def densities_by_rule(density: float) -> dict[str, float]:
         return layer_densities(shapes, density=density, rule=density_rule, first=first_density, last=last_density)
@@ -143,8 +149,7 @@ def find_masks(
             per_channel=scale == "channel",
             learn_scale=learn_scale,
         )
-        for name in weights:
-            zero_bias(model.get_submodule(name.rpartition(".")[0]), learn=learn_bias)
+        biases = zero_biases(model, weights, learn=learn_bias)
         search = Search(model, layers, Schedule.of(epochs * n_batches, lr=lr, hold=hold, settle=settle))
 
         def densities_at(density: float) -> Mapping[str, float]:
@@ -153,7 +158,7 @@ def find_masks(
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
             coded = coded_tensors(layers, levels, floats)
             return finished_model(
-                original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), floats
+                original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), floats, biases
             )
 
         budget = (
@@ -184,7 +189,7 @@ class _Run:
         order: Order,
         n_epochs: int,
         n_batches: int,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Any, Any], Tensor],
         progress: Callable[[Progress], None] | None,
         validate: Callable[[nn.Module], float] | None,
         patience: int | None,
@@ -210,7 +215,7 @@ class _Run:
                 self.budget.calibrate()
             if self.budget and search.done == search.schedule.n_search and not search.levels:
                 self.budget.meet()
-            value = search.step(x.to(self.device), y.to(self.device), self.loss, seen=self.meter.seen)
+            value = search.step(_moved(x, self.device), _moved(y, self.device), self.loss, seen=self.meter.seen)
             self.meter.add(value)
             if self.patience and not self.validate:
                 self.epoch_losses = self.epoch_losses + value
@@ -272,7 +277,18 @@ class _Run:
         self.first_step = kept.step
 
 
-def _name(loss: Callable[[Tensor, Tensor], Tensor]) -> str:
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors on the device, also those in tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_moved(part, device) for part in value]
+    return value
+
+
+def _name(loss: Callable[[Any, Any], Tensor]) -> str:
     """A name of a function that is the same in another process."""
     if isinstance(loss, functools.partial):
         return f"{_name(loss.func)}{loss.args}{sorted(loss.keywords.items())}"

@@ -22,13 +22,13 @@ class Order:
         device: Of the search; the generator of a CUDA device is restored too.
     """
 
-    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], n_epochs: int, device: torch.device) -> None:
+    def __init__(self, batches: Iterable[tuple[Any, Any]], n_epochs: int, device: torch.device) -> None:
         self._batches, self._n_epochs, self._device = batches, n_epochs, device
         self.epoch, self.taken = 0, 0
         self._start: dict[str, Tensor] = {}
         self._resumed: dict[str, Tensor] | None = None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         while self.epoch < self._n_epochs:
             if self._resumed is not None:
                 self._set_generators(self._start)

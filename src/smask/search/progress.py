@@ -45,7 +45,7 @@ class Meter:
         self._right: list[Tensor] = []
         self._n_inputs = 0
 
-    def seen(self, outputs: Tensor, targets: Tensor) -> None:
+    def seen(self, outputs: object, targets: object) -> None:
         """Takes the outputs of one step; counts them where they are scores of classes."""
         if (
             isinstance(outputs, Tensor) and isinstance(targets, Tensor) and outputs.dim() == 2 and targets.dim() == 1

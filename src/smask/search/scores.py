@@ -58,7 +58,7 @@ class MaskedWeight:
         stream: int,
         per_channel: bool,
         density: float,
-        start: float,
+        fan_in: float,
     ) -> None:
         n, device = weight.numel(), weight.device
         values = bases.base_weights(kind, seed, stream=stream, start=0, n_weights=n, device=device)
@@ -71,7 +71,7 @@ class MaskedWeight:
         self.kept: Tensor | None = None
         self.latent = nn.Parameter(self.sign.clone())
         # He et al., "Delving Deep into Rectifiers" (2015), section 2.2, with the fan-in that the mask leaves.
-        self.deviation = math.sqrt(2.0 / max(1.0, weight[0].numel() * start))
+        self.deviation = math.sqrt(2.0 / max(1.0, fan_in))
         shape = (weight.shape[0] if per_channel else 1, *[1] * (weight.dim() - 1))
         first = self.deviation / float(self.base.square().mean().sqrt())
         self.scale = nn.Parameter(torch.full(shape, first, device=device))

@@ -1,53 +1,26 @@
-"""Steps of a search: which weights are masked, their optimiser, the moment masks are fixed, and all of its state."""
+"""Steps of a search: its optimiser, the moment at which masks are fixed, and all of its state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
 from .densities import cubic
 from .methods import Method
 from .schedule import Schedule
 from .scores import MaskedWeight
+from .weights import Maskable
 
-MASKABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Steps between two looks at the thresholds and at the loss.
 N_REFRESH = 40
 START_DENSITY = 0.5
 
 
-def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that can be masked, by state-dict name."""
-    weights = {
-        f"{name}.weight".lstrip("."): cast(nn.Parameter, module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, MASKABLE)
-    }
-    if not weights:
-        raise ArgumentError("model", type(model).__name__, "a model with linear or convolution layers")
-    names: dict[int, str] = {}
-    for name, weight in weights.items():
-        if weight.dtype != torch.float32:
-            raise ArgumentError(name, str(weight.dtype), "weights of torch.float32")
-        other = names.setdefault(id(weight), name)
-        if other != name:
-            raise ArgumentError(name, f"the same parameter as {other}", "weights that no two layers share")
-    return weights
-
-
-def zero_bias(module: nn.Module, *, learn: bool) -> None:
-    """Biases of masked layers start at zero, and stay there if they are not learned."""
-    if isinstance(module.bias, nn.Parameter):
-        nn.init.zeros_(module.bias)
-        module.bias.requires_grad_(learn)
-
-
 def masked_weights(
-    weights: Mapping[str, nn.Parameter],
+    weights: Mapping[str, Maskable],
     densities: Mapping[str, float],
     method: Method,
     *,
@@ -59,15 +32,17 @@ def masked_weights(
     """Scores for every weight; stream i of the seed is the base of the i-th."""
     random = torch.Generator().manual_seed(seed % 2**63)
     layers = {}
-    for stream, (name, weight) in enumerate(weights.items()):
-        density = densities[name]
+    for stream, (name, one) in enumerate(weights.items()):
+        weight, density = one.weight, densities[name]
         learned = learn_scale and method.learns_scale
         layer = MaskedWeight(
             weight, method, kind=base, seed=seed, stream=stream, per_channel=per_channel and method.learns_scale,
-            density=density, start=max(START_DENSITY, density) if learned and method.falls else density,
+            density=density, fan_in=one.fan_in * (max(START_DENSITY, density) if learned and method.falls else density),
         )  # fmt: skip
         with torch.no_grad():
             layer.latent.mul_(method.initial(weight.shape, random).to(weight.device))
+            if len(layer.scale) > 1:
+                layer.scale[list(one.silent)] = 0  # where it stays: its gradient is that of weights over a scale of 0
         layer.scale.requires_grad_(learned)
         weight.requires_grad_(True)
         layers[name] = layer
@@ -126,13 +101,19 @@ class Search:
             layer.write()
 
     def step(
-        self, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], *, seen: Callable[..., None] | None = None
+        self, x: Any, y: Any, loss: Callable[[Any, Any], Tensor], *, seen: Callable[[Any, Any], None] | None = None
     ) -> Tensor:
-        """One batch: masks, forward, backward, update; returns the loss. ``seen`` is shown outputs and targets."""
+        """One batch: masks, forward, backward, update; returns the loss. ``seen`` is shown outputs and targets.
+
+        Inputs that are a tuple or list are the arguments of the model, those of a mapping its keyword arguments.
+        """
         if self.done == self.schedule.n_search:
             self.fix()
         self.write(refresh=not self.levels and self.done % N_REFRESH == 0)
-        outputs = self.model(x)
+        if isinstance(x, Mapping):
+            outputs = self.model(**x)
+        else:
+            outputs = self.model(*x) if isinstance(x, tuple | list) else self.model(x)
         value = loss(outputs, y)
         if seen is not None:
             seen(outputs, y)
