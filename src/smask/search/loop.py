@@ -22,12 +22,15 @@ from .densities import DENSEST, layer_densities
 from .finish import Floats, coded_tensors, finished_model
 from .methods import METHODS
 from .order import Order
-from .progress import Meter, Progress
+from .progress import Progress
+from .run import Run
 from .schedule import Schedule
-from .sizes import estimated_bytes
-from .snapshots import Keeper, Snapshot
-from .steps import N_REFRESH, Search, masked_weights
+from .snapshots import Keeper
+from .steps import Search, masked_weights
 from .weights import maskable, zero_biases
+
+# A learned scale or bias in bfloat16, its exponent coded.
+N_BYTES_FLOAT = 1.5
 
 
 def find_masks(
@@ -169,123 +172,11 @@ def find_masks(
             else None
         )
         order = Order(batches, epochs, here)
-        _Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints, budget).go(settings)
+        Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints, budget).go(settings)
         if budget:  # floats have moved since the masks were fixed, and their bytes with them
             budget.meet()
             search.keep(search.levels_of(search.counts()))
         return finished(search.fix())
-
-
-# A learned scale or bias in bfloat16, its exponent coded.
-N_BYTES_FLOAT = 1.5
-
-
-class _Run:
-    """All steps of a search with what goes on beside them: reports, validation, early stopping, snapshots."""
-
-    def __init__(
-        self,
-        search: Search,
-        order: Order,
-        n_epochs: int,
-        n_batches: int,
-        loss: Callable[[Any, Any], Tensor],
-        progress: Callable[[Progress], None] | None,
-        validate: Callable[[nn.Module], float] | None,
-        patience: int | None,
-        keeper: Keeper | None,
-        budget: Budget | None,
-    ) -> None:
-        self.search, self.order, self.n_epochs, self.n_batches, self.loss = search, order, n_epochs, n_batches, loss
-        self.progress, self.validate, self.patience = progress, validate, patience
-        self.keeper, self.budget = keeper, budget
-        self.meter, self.epoch_losses = Meter(), torch.zeros(())
-        self.validation: float | None = None
-        self.best, self.n_stale, self.first_step = -math.inf, 0, 0
-        self.device = next(iter(search.layers.values())).weight.device
-
-    def go(self, settings: Mapping[str, Any]) -> None:
-        """Runs to the end, from the keeper's snapshot if it has one."""
-        kept = self.keeper.last(settings) if self.keeper else None
-        if kept:
-            self._restore(kept)
-        search, place = self.search, self.keeper.place if kept and self.keeper else None
-        for x, y in () if search.finished else self.order:
-            if self.budget and self.budget.due():
-                self.budget.calibrate()
-            if self.budget and search.done == search.schedule.n_search and not search.levels:
-                self.budget.meet()
-            value = search.step(_moved(x, self.device), _moved(y, self.device), self.loss, seen=self.meter.seen)
-            self.meter.add(value)
-            if self.patience and not self.validate:
-                self.epoch_losses = self.epoch_losses + value
-            if search.done % N_REFRESH == 0 or search.finished:
-                self._report(place)
-            if self.order.taken == self.n_batches:
-                self._after_epoch()
-            if self.keeper and (self.keeper.due() or search.finished):
-                self.meter.check(search.done, place)
-                self.keeper.keep(self._snapshot())
-                place = self.keeper.place
-            if search.finished:
-                break
-
-    def _report(self, place: str | None) -> None:
-        self.meter.check(self.search.done, place)
-        loss, accuracy = self.meter.read()
-        if self.progress:
-            search = self.search
-            planes = {name: (at.now, at.n_weights) for name, at in search.layers.items()}
-            self.progress(
-                Progress(
-                    search.done, search.schedule.n_steps, self.order.epoch + 1, self.n_epochs, loss, search.density(),
-                    estimated_bytes(planes, search.floats()), accuracy, self.validation, self.first_step,
-                )
-            )  # fmt: skip
-
-    def _after_epoch(self) -> None:
-        search = self.search
-        if self.validate:
-            search.write()
-            search.model.eval()
-            self.validation = float(self.validate(search.model))
-            search.model.train()
-        if self.patience and not search.levels and search.schedule.descent(search.done) == 1:
-            value = -float(self.epoch_losses) if self.validation is None else self.validation
-            self.n_stale = 0 if value > self.best else self.n_stale + 1
-            self.best = max(self.best, value)
-            if self.n_stale >= self.patience:
-                search.schedule.wind_up(search.done)
-        self.epoch_losses = torch.zeros(())
-
-    def _snapshot(self) -> Snapshot:
-        numbers = {
-            "search": self.search.numbers(), "order": self.order.numbers(), "validation": self.validation,
-            "best": self.best if math.isfinite(self.best) else None, "n_stale": self.n_stale,
-        }  # fmt: skip
-        tensors = {f"random.{name}": state for name, state in self.order.tensors().items()}
-        return Snapshot(self.search.done, numbers, self.search.tensors() | tensors | {"losses": self.epoch_losses})
-
-    def _restore(self, kept: Snapshot) -> None:
-        numbers = kept.numbers
-        self.search.restore(numbers["search"], kept.tensors)
-        states = {n.removeprefix("random."): t for n, t in kept.tensors.items() if n.startswith("random.")}
-        self.order.restore(numbers["order"], states)
-        self.validation, self.n_stale = numbers["validation"], int(numbers["n_stale"])
-        self.best = -math.inf if numbers["best"] is None else float(numbers["best"])
-        self.epoch_losses = kept.tensors["losses"].to(self.device)
-        self.first_step = kept.step
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors on the device, also those in tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_moved(part, device) for part in value]
-    return value
 
 
 def _name(loss: Callable[[Any, Any], Tensor]) -> str:
