@@ -197,6 +197,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--checkpoint-every", arguments.checkpoint_every, "seconds, 0 or more")
     if arguments.validation is not None and not 0 < arguments.validation < 1:
         raise ArgumentError("--validation", arguments.validation, "a part above 0 and below 1")
+    if not 0 <= arguments.label_smoothing < 1:
+        raise ArgumentError("--label-smoothing", arguments.label_smoothing, "a part from 0 to below 1")
     for option, least in (
         ("epochs", 1),
         ("batch_size", 1),
