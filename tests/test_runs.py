@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +23,7 @@ from smask import Checkpoints, architectures
 from smask.cli.main import main
 from smask.errors import ArgumentError, CheckpointError, DivergedError, ResumeError
 from smask.recipe import recipe_of
+from smask.runs import folder as folder_module
 from smask.runs.log import Log
 from smask.search.data import Batches, Dataset
 from smask.search.progress import Progress
@@ -139,6 +142,28 @@ def test_damage_costs_one_checkpoint(digits_data: Dataset, tmp_path: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         search("own", digits_data, Checkpoints(tmp_path, resume=True, problem=problems.append))
     assert caught.value.source == str(last)
+
+
+def test_a_made_up_checkpoint_is_refused(digits_data: Dataset, tmp_path: Path) -> None:
+    """Whole, with a sha256 that is right, and settings that are: but not the state of a search."""
+    search("own", digits_data, Checkpoints(tmp_path))
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, framework="pt") as file:
+        good_metadata, good = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    numbers = json.loads(good_metadata["numbers"])
+    changes = [
+        ({"numbers": "{}"}, {}), ({"numbers": "[1]"}, {}), ({"numbers": "7" * 100}, {}), ({}, {"random.now.torch": torch.zeros(3)}),
+        ({}, {"layer.1.weight.latent": torch.zeros(1, 2)}), ({}, {"adam.0.exp_avg": None}),
+        ({"numbers": json.dumps(numbers | {"order": {"epoch": "x", "taken": None}})}, {}),
+    ]  # fmt: skip
+    for texts, tensors in changes:
+        metadata = good_metadata | texts
+        state = {name: tensor for name, tensor in (good | tensors).items() if tensor is not None}
+        metadata["digest"] = folder_module._digest(state, metadata)
+        save_file(state, path, metadata)
+        with pytest.raises(CheckpointError) as caught:
+            search("own", digits_data, Checkpoints(tmp_path, resume=True))
+        assert caught.value.source == str(path)
 
 
 def test_other_files_of_the_folder_are_left_alone(digits_data: Dataset, tmp_path: Path) -> None:

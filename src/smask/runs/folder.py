@@ -1,13 +1,14 @@
 """Checkpoints of a search in a folder: each one safetensors file that appears whole or not at all.
 
 A file ``step-00001200.safetensors`` has the tensors of the snapshot; its metadata have, as JSON, the plain numbers, the
-settings that decide the result, facts of the machine, and a sha256 over the tensors. Nothing is ever unpickled. The two
+settings that decide the result, facts of the machine, and a sha256 over both. Nothing is ever unpickled. The two
 latest files stay, so that one damaged file costs an interval and not the search.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -118,8 +119,8 @@ class Checkpoints:
             "numbers": json.dumps(snapshot.numbers),
             "settings": json.dumps(self._settings),
             "facts": json.dumps(_facts()),
-            "digest": _digest(tensors),
         }
+        metadata["digest"] = _digest(tensors, metadata)
         try:
             with container.atomic_output(path, overwrite=True) as beside:
                 try:
@@ -156,13 +157,14 @@ class Checkpoints:
                 metadata = file.metadata() or {}
                 if metadata.get("form") != FORM:
                     raise CheckpointError(str(path), f"its form is {metadata.get('form')!r}, want {FORM!r}")
-                self._compare(json.loads(metadata["settings"]), json.loads(metadata["facts"]))
+                settings, facts = json.loads(metadata["settings"]), json.loads(metadata["facts"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             numbers, step = json.loads(metadata["numbers"]), int(metadata["step"])
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
             raise CheckpointError(str(path), f"unreadable: {error!r}") from None
-        if _digest(tensors) != metadata["digest"]:
+        if _digest(tensors, metadata) != metadata["digest"]:
             raise CheckpointError(str(path), "its sha256 does not match: the file is damaged")
+        self._compare(settings, facts)
         return Snapshot(step, numbers, tensors)
 
     def _compare(self, there: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -182,8 +184,13 @@ class Checkpoints:
             self._problem(f"resumed with {', '.join(other)}: the result may differ in its last bits")
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    return integrity.digest({name: tensors[name] for name in sorted(tensors)})
+def _digest(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """sha256 over the tensors and all metadata but itself."""
+    running = hashlib.sha256(integrity.digest({name: tensors[name] for name in sorted(tensors)}).encode())
+    for name in sorted(metadata):
+        if name != "digest":
+            running.update(f"\0{name}\0{metadata[name]}".encode())
+    return running.hexdigest()
 
 
 def _facts() -> dict[str, Any]:

@@ -57,7 +57,17 @@ class Order:
         }
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Makes the next iteration begin after the batch at which the state was taken."""
+        """Makes the next iteration begin after the batch at which the state was taken.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: That is no state of these generators.
+        """
+        for name, state in tensors.items():
+            own = getattr(self._batches, "generator", None) if name.endswith(".batches") else None
+            if not name.endswith(".cuda"):
+                torch.Generator("cpu" if own is None else own.device).set_state(state)
+        if not {"start.torch", "now.torch"} <= set(tensors):
+            raise KeyError("torch")
         self.epoch, self.taken = int(numbers["epoch"]), int(numbers["taken"])
         self._start = {name.removeprefix("start."): t for name, t in tensors.items() if name.startswith("start.")}
         self._resumed = {name.removeprefix("now."): t for name, t in tensors.items() if name.startswith("now.")}

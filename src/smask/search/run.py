@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from .budget import Budget
 from .order import Order
 from .progress import Meter, Progress
@@ -44,8 +45,11 @@ class Run:
     def go(self, settings: Mapping[str, Any]) -> None:
         """Runs to the end, from the keeper's snapshot if it has one."""
         kept = self.keeper.last(settings) if self.keeper else None
-        if kept:
-            self._restore(kept)
+        if kept and self.keeper:
+            try:
+                self._restore(kept)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+                raise CheckpointError(str(self.keeper.place), f"its state is not that of a search: {error!r}") from None
         search, place = self.search, self.keeper.place if kept and self.keeper else None
         for x, y in () if search.finished else self.order:
             if self.budget and self.budget.due():

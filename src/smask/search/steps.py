@@ -198,4 +198,8 @@ class Search:
             if name.startswith("adam."):
                 _, index, part = name.split(".")
                 moments.setdefault(int(index), {})[part] = tensor
+        parameters = self.optimizer.param_groups[0]["params"]
+        for place, parts in moments.items():
+            if {*parts} != {"step", "exp_avg", "exp_avg_sq"} or parts["exp_avg"].shape != parameters[place].shape:
+                raise ValueError(f"moments of parameter {place}")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
