@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from smask.errors import DataError
+from smask.errors import ArgumentError, DataError
 from smask.search import data
 
 
@@ -158,3 +158,28 @@ def test_mnist_as_distributed(real_data: Path) -> None:
     dataset = data.load_dataset(str(real_data / "mnist"))
     assert (dataset.x_train.shape, dataset.x_test.shape) == ((60_000, 1, 28, 28), (10_000, 1, 28, 28))
     assert dataset.statistics() == ([0.1307], [0.3081])
+
+
+def test_validation_part() -> None:
+    whole = data.digits()
+    rest, judge = whole.validation(0.25, seed=1)
+    assert (len(rest.x_train), len(judge.x_test)) == (1078, 360)
+    assert torch.equal(rest.x_test, whole.x_test)
+    both = torch.cat([rest.x_train, judge.x_test]).flatten(1)
+    assert both.unique(dim=0).shape == whole.x_train.flatten(1).unique(dim=0).shape
+    again, other = whole.validation(0.25, seed=1)[1], whole.validation(0.25, seed=2)[1]
+    assert torch.equal(judge.x_test, again.x_test)
+    assert not torch.equal(judge.x_test, other.x_test)
+    for part in (0, 1, 0.0001, float("nan")):
+        with pytest.raises(ArgumentError):
+            whole.validation(part, seed=0)
+
+
+def test_fingerprint_says_what_batches_depend_on() -> None:
+    whole = data.digits()
+    prints = {
+        data.Batches(dataset, batch_size=size, seed=seed, shift=shift).fingerprint()
+        for dataset in (whole, whole.validation(0.5, seed=0)[0])
+        for size, seed, shift in ((32, 0, 0), (64, 0, 0), (32, 1, 0), (32, 0, 1), (32, 0, 0))
+    }
+    assert len(prints) == 8

@@ -3,12 +3,24 @@ import math
 import pytest
 import torch
 
+from smask.search.methods import METHODS
+from smask.search.schedule import Schedule
 from smask.search.scores import N_SAMPLE, MaskedWeight
+from smask.search.steps import Search
 
 
-def layer(shape=(6, 40), kind: str = "signed", per_channel: bool = True, density: float = 0.5) -> MaskedWeight:
+def layer(shape=(6, 40), kind: str = "signed", per_channel: bool = True, density: float = 0.5, method="auto") -> MaskedWeight:  # fmt: skip
     weight = torch.nn.Parameter(torch.empty(shape))
-    made = MaskedWeight(weight, kind=kind, seed=3, stream=1, per_channel=per_channel, density=density, start=0.5)
+    made = MaskedWeight(
+        weight,
+        METHODS[method],
+        kind=kind,
+        seed=3,
+        stream=1,
+        per_channel=per_channel,
+        density=density,
+        fan_in=0.5 * weight[0].numel(),
+    )
     torch.manual_seed(0)
     with torch.no_grad():
         made.latent.mul_(torch.rand(shape))
@@ -47,7 +59,9 @@ def test_scale_of_zero_stays_finite() -> None:
 
 def test_a_module_may_be_used_twice_or_not_at_all() -> None:
     linear = torch.nn.Linear(8, 8, bias=False)
-    masked = MaskedWeight(linear.weight, kind="signed", seed=0, stream=0, per_channel=True, density=0.5, start=0.5)
+    masked = MaskedWeight(
+        linear.weight, METHODS["auto"], kind="signed", seed=0, stream=0, per_channel=True, density=0.5, fan_in=4
+    )
     masked.refresh(0.5)
     masked.write()
     linear(linear(torch.rand(2, 8))).sum().backward()
@@ -69,21 +83,96 @@ def test_threshold_of_a_large_layer_whose_columns_differ(density: float) -> None
     assert abs(kept - density) < 5 * math.sqrt(density * (1 - density) / N_SAMPLE) + 1e-9
 
 
+def fixed(masked: MaskedWeight) -> torch.Tensor:
+    module = torch.nn.Module()
+    module.weight = masked.weight
+    search = Search(module, {"weight": masked}, Schedule.of(10, lr=1e-3, hold=0, settle=0.1))
+    return search.fix()["weight"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("density", [0.0001, 0.1, 0.5, 1.0])
-def test_export_counts_exactly(density: float) -> None:
-    masked = layer(density=density)
-    scores = masked.scores().flatten()
-    mask = masked.fix()
+def test_export_counts_exactly(density: float, method: str) -> None:
+    masked = layer(density=density, method=method)
+    ranks = masked.scores().flatten()
+    levels = fixed(masked)
     n_kept = max(1, round(density * 240))
-    assert int(mask.sum()) == n_kept
-    if n_kept < 240:
-        assert scores[mask].min() >= scores[~mask].max()
+    if METHODS[method].shares is None:
+        assert int((levels > 0).sum()) == n_kept
+    n_coats = METHODS[method].n_coats
+    assert [int((levels >= coat).sum()) for coat in range(1, n_coats + 1)] == [
+        -(-int((levels > 0).sum()) * (n_coats + 1 - coat) // n_coats) for coat in range(1, n_coats + 1)
+    ]
+    if 0 < int((levels > 0).sum()) < 240:
+        assert ranks[levels > 0].min() >= ranks[levels == 0].max()  # these scores are positive: so are their magnitudes
     masked.write()
-    assert torch.equal(masked.weight, mask.view(6, 40) * masked.base * masked.scale)
+    assert torch.equal(masked.weight, levels.view(6, 40) * masked.base * masked.scale)
 
 
 def test_equal_scores_are_kept_in_order_of_index() -> None:
     masked = layer(density=0.25)
     with torch.no_grad():
         masked.latent.copy_(masked.sign)
-    assert masked.fix().nonzero().flatten().tolist() == list(range(60))
+    assert fixed(masked).nonzero().flatten().tolist() == list(range(60))
+
+
+def test_no_threshold_hides_all_weights() -> None:
+    for method in METHODS:
+        masked = layer(density=1e-6, method=method)
+        METHODS[method].balance({"weight": masked}, {"weight": 1e-6})
+        masked.write()
+        if not method.startswith("bernoulli"):
+            assert int((masked.weight != 0).sum()) >= 1, method
+
+
+def gradient_of(masked: MaskedWeight, upstream: torch.Tensor) -> torch.Tensor:
+    masked.write()
+    masked.weight.backward(upstream.clone())
+    masked.take_gradient()
+    return masked.latent.grad * masked.sign  # of the scores
+
+
+@pytest.mark.parametrize("kind", ["signed", "normal"])
+def test_gradients_of_the_papers(kind: str) -> None:
+    """Each by autograd over its formula in scores, with the scale left out."""
+    upstream = torch.randn(6, 40)
+    for method in ("edge-popup", "bernoulli-expected", "signed", "multicoat", "bernoulli-tutorial"):
+        masked = layer(kind=kind, method=method, density=0.3)
+        with torch.no_grad():
+            masked.latent.mul_(torch.where(torch.rand(6, 40) < 0.5, -1, 1))
+        METHODS[method].balance({"weight": masked}, {"weight": 0.3})
+        scores = masked.scores().requires_grad_()
+        if method == "bernoulli-expected":
+            weights = masked.base * ((scores - masked.threshold) / 0.05).sigmoid() * 0.05
+        elif method == "bernoulli-tutorial":
+            p = ((scores - masked.threshold) / 0.05).sigmoid().detach()
+            weights = masked.base * scores * p
+        elif method == "signed":
+            weights = masked.base * scores
+        else:
+            weights = masked.base * scores.abs()
+        (by_hand,) = torch.autograd.grad(weights, scores, upstream)
+        assert torch.allclose(gradient_of(masked, upstream), by_hand, rtol=1e-4, atol=1e-6), method
+
+
+def test_bernoulli_draws_masks_of_the_wanted_mean() -> None:
+    masked = layer((200, 300), method="bernoulli")
+    METHODS["bernoulli"].balance({"weight": masked}, {"weight": 0.1})
+    masked.write()
+    first = masked.weight.detach().clone()
+    masked.write()
+    assert float((first != 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert not torch.equal(first != 0, masked.weight != 0)
+
+
+def test_the_price_moves_towards_the_wanted_density() -> None:
+    masked = layer(method="threshold")
+    balance = METHODS["threshold"].balance
+    prices = []
+    for _ in range(20):
+        balance({"weight": masked}, {"weight": 0.1})  # all scores are positive: far too many
+        prices.append(float(masked.price))
+    assert prices == sorted(prices)
+    assert prices[-1] > 4 * prices[0]
+    nothing = torch.zeros(6, 40)
+    assert bool((gradient_of(masked, nothing) >= 0).all())  # descent lowers every score

@@ -25,16 +25,24 @@ README = Path(__file__).parents[1] / "README.md"
 TOOLS = Path(__file__).parent
 RIVALS = ("zstd19_packed_of_entropy", "best_of_zlib_bz2_lzma_of_entropy")
 MNIST, FASHION = "DATA/mnist", "DATA/fashion_mnist"
+SMOOTH = ["--shift", "0", "--label-smoothing", "0.05", "--epochs", "60"]
 SEARCHES = {
     "digits": [],
     "mnist lenet-300-100": ["--data", MNIST],
-    **{f"mnist lenet-300-100 seed {seed}": ["--data", MNIST, "--seed", str(seed)] for seed in (1, 2, 3)},
-    "mnist lenet-300-100 3 %": ["--data", MNIST, "--density", "0.03"],
-    "mnist lenet-300-100 2 %": ["--data", MNIST, "--density", "0.02"],
-    "mnist lenet-300-100 1 %": ["--data", MNIST, "--density", "0.01"],
-    "fashion-mnist lenet-300-100": ["--data", FASHION],
+    **{
+        f"mnist lenet-300-100 {size} seed {seed}": ["--data", MNIST, "--target-size", size, "--seed", str(seed)]
+        for size in ("4kB", "6.5kB", "10kB")
+        for seed in (0, 1)
+    },
+    **{
+        f"fashion-mnist lenet-300-100 {size} seed {seed}": [
+            "--data", FASHION, "--target-size", size, *SMOOTH, "--seed", str(seed)
+        ]
+        for size in ("10kB", "20kB")
+        for seed in (0, 1)
+    },
     "mnist-cnn 50 %": ["--data", MNIST, "--arch", "mnist-cnn", "--density", "0.5", "--epochs", "20", "--shift", "0"],
-}
+}  # fmt: skip
 FIGURES = {
     "step_cost": ["step_cost.py"],
     "decode_speed": ["decode_speed.py"],

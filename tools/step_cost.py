@@ -24,6 +24,8 @@ from smask.measurement import facts, interleaved, ratio
 from smask.search import steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS
+from smask.search.schedule import Schedule
+from smask.search.weights import maskable
 
 NETS = (("lenet-300-100", 128), ("mlp:784-1200-1200-10", 128), ("mlp:1024-4096-4096-10", 512), ("mnist-cnn", 64))
 DENSITY = 0.1
@@ -67,16 +69,16 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object
 
 def sorting_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     for module in model.modules():
-        if isinstance(module, steps.MASKABLE):
+        if isinstance(module, nn.Linear | nn.Conv2d):
             parametrize.register_parametrization(module, "weight", SortedWeight(module.weight), unsafe=True)
     return training_step(model, x, y)
 
 
 def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
-    weights = steps.maskable(model)
-    densities = layer_densities({name: weight.shape for name, weight in weights.items()}, density=DENSITY)
-    layers = steps.masked_weights(weights, densities, METHODS["edge-popup"])
-    search = steps.Search(model, layers, 10**9, lr=1e-3, hold=0.25, settle=0.1)
+    weights = maskable(model)
+    densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=DENSITY)
+    layers = steps.masked_weights(weights, densities, METHODS["auto"])
+    search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1))
 
     def step() -> None:
         search.step(x, y, F.cross_entropy)

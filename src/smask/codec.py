@@ -20,7 +20,7 @@ from .integrity import NAME_OF_DTYPE
 from .prefixes import Cut
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import CodedTensor, parameter_problem, reconstruct
-from .records import Manifest
+from .records import Manifest, Record
 from .sources import DEFAULT_LIMITS, BaseSource, Source, Tensors, base_of, check_device, open_source
 
 # Attribute of a loaded model.
@@ -44,14 +44,19 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     missing = sorted(set(recipe.coded) - set(state))
     if missing:
         raise ArgumentError("state", f"no tensor {missing[0]!r}", "every tensor of the recipe")
-    draft = Draft(io.BytesIO())
+    draft, written = Draft(io.BytesIO()), dict[str, Tensor]()
     for name, tensor in state.items():
         coded = recipe.coded.get(name)
         if coded is None:
+            first = _same_bits(tensor, written)
             over = recipe.origins.get(name)
-            draft.add(name, tensor, over if over and over[1].shape == tensor.shape else None)
+            if first is None:
+                draft.add(name, tensor, over if over and over[1].shape == tensor.shape else None)
+            else:  # one weight of two modules
+                draft.append(tensor, Record(name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype], same=first))
             continue
         _check_coded(name, tensor, coded, recipe.seed)
+        written[name] = tensor
         draft.add_coded(name, tensor, coded)
     if recipe.base_digest is None and any(record.of is not None for record in draft.records):
         raise ArgumentError("recipe", "tensors over a base without base_digest", "smask.open_base(...).digest")
@@ -211,6 +216,15 @@ def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str
         name, reason = next(iter(obstacles.items()))
         raise UnsupportedError(f"packed layer of {name!r}", reason, ("load(..., packed='auto')",))
     return coded
+
+
+def _same_bits(tensor: Tensor, written: Mapping[str, Tensor]) -> str | None:
+    """Name of the first coded tensor of the same dtype, shape and bits."""
+    for name, other in written.items():
+        alike = other.shape == tensor.shape and other.dtype == tensor.dtype
+        if alike and torch.equal(integrity.raw_bytes(other), integrity.raw_bytes(tensor)):
+            return name
+    return None
 
 
 def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> None:

@@ -69,6 +69,55 @@ class TargetError(SmaskError):
 
 
 @dataclass(eq=False)
+class DivergedError(SmaskError):
+    """A search whose loss is no longer finite: the step, from 1, the loss, and where its last good state is."""
+
+    exit_code: ClassVar[int] = 1
+    step: int
+    loss: float
+    checkpoint: str | None
+
+    def __str__(self) -> str:
+        kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "no checkpoint was kept"
+        return f"the loss was {self.loss} at step {self.step:,}; {kept}; try a lower learning rate (--lr)"
+
+
+@dataclass(eq=False)
+class UnreachableError(SmaskError):
+    """A target that a search cannot meet, and the best that it reached: bytes, or an accuracy as a fraction."""
+
+    exit_code: ClassVar[int] = 2
+    what: str
+    target: float
+    best: float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        form = "{:.2%}" if self.what == "accuracy" else "{:,.0f} bytes"
+        target, best = form.format(self.target), form.format(self.best)
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.what} {target} is out of reach, the best is {best}{detail}; --keep-best writes that"
+
+
+@dataclass(eq=False)
+class ResumeError(SmaskError):
+    """A folder of checkpoints that cannot be continued by this search: what differs, (name, there, here) each."""
+
+    exit_code: ClassVar[int] = 2
+    folder: str
+    differences: tuple[tuple[str, object, object], ...]
+
+    def __str__(self) -> str:
+        shown = "; ".join(f"{name} is {there!r} there and {here!r} here" for name, there, here in self.differences[:8])
+        more = len(self.differences) - 8
+        more_text = f"; and {more} more" if more > 0 else ""
+        return (
+            f"{self.folder} holds checkpoints of another search: {shown}{more_text}; "
+            "use the options it was begun with, or another folder"
+        )
+
+
+@dataclass(eq=False)
 class FormatError(SmaskError):
     """Bytes that are not a valid file: ``clause`` is the id of the violated clause of the specification."""
 

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import screen
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ..search.data import Dataset
 
 EPILOG = """\
 examples:
@@ -21,14 +15,16 @@ examples:
   smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
   smask encode --data cifar10.npz --arch conv6 --density 0.1 --epochs 50 --device cuda
   smask encode --data mnist/ --arch mlp:784-1200-1200-10 --density 0.01 --json
+  smask encode --data mnist/ --target-size 4kB
+  smask encode --data mnist/ --accuracy 97%
+  smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
 
 data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
+methods: auto, and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, threshold, biprop,
+signed, multicoat.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
 resnet56, or a .json file in the form of the specification, section 13.
 """
-DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04)}
-# Steps of a search when the number of epochs is left to us.
-N_STEPS = 18_000
 
 
 def add(commands: Any) -> None:
@@ -41,10 +37,17 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option("--data", default="digits", metavar="D", help="training and test data (default %(default)s)")
     option("--arch", metavar="A", help="architecture (default mlp:64-128-10 for digits, else lenet-300-100)")
-    option("--method", default="edge-popup", metavar="M", help="search method (default %(default)s)")
+    option("--method", default="auto", metavar="M", help="search method (default %(default)s); see below")
     option(
         "--density", type=float, metavar="X", help="kept weights over all weights (default 0.1 for digits, else 0.04)"
     )
+    option("--target-size", metavar="SIZE", help="largest file of at most this size: 8kB; chooses the density")
+    option(
+        "--accuracy",
+        metavar="A",
+        help="smallest file that reaches it on a validation part: 0.97 or 97%%; several searches",
+    )
+    option("--keep-best", action="store_true", help="write the best file where a target is out of reach")
     option(
         "--density-rule", default="erk", metavar="R", help="how layers share it: erk or uniform (default %(default)s)"
     )
@@ -54,7 +57,7 @@ def add(commands: Any) -> None:
         "--epochs",
         type=int,
         metavar="N",
-        help=f"passes over the data (default: about {N_STEPS:,} steps, 10 to 300 epochs)",
+        help="passes over the data (default: about 18,000 steps, 10 to 300 epochs)",
     )
     option("--batch-size", type=int, default=128, metavar="B", help="inputs a step (default %(default)s)")
     option("--lr", type=float, default=1e-3, metavar="L", help="learning rate of Adam (default %(default)s)")
@@ -63,6 +66,13 @@ def add(commands: Any) -> None:
         type=int,
         metavar="P",
         help="move training images by up to P pixels (default 1, 0 for images under 16 pixels)",
+    )
+    option(
+        "--label-smoothing",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="part of every target spread over all classes (default %(default)s)",
     )
     option("--seed", type=int, default=0, metavar="S", help="of the weights and of the search (default %(default)s)")
     option("--base", default="signed", metavar="B", help="signed, uniform or normal (default %(default)s)")
@@ -76,9 +86,29 @@ def add(commands: Any) -> None:
         help="of scales, biases, norms (default %(default)s)",
     )
     option(
+        "--float-bits",
+        type=int,
+        default=4,
+        metavar="N",
+        help="mantissa bits of scales and biases of masked layers, 1 to 22 (default %(default)s)",
+    )
+    option(
         "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
     )
     option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
+    run_options = parser.add_argument_group("long runs").add_argument
+    run_options("--checkpoint", metavar="DIR", help="keep the state of the search in DIR, to go on after a crash")
+    run_options("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
+    run_options(
+        "--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds between two (default %(default).0f)"
+    )
+    run_options("--log", metavar="FILE", help="append progress to FILE, one JSON object a line")
+    run_options("--validation", type=float, metavar="X", help="part of the training data that only judges the search")
+    run_options(
+        "--patience", type=int, metavar="N",
+        help="fix the masks early, N epochs after the last gain at the end density (in accuracy on the validation "
+        "part, else in training loss)",
+    )  # fmt: skip
     option("-o", "--output", metavar="OUT", help="file to write (default: name of the data with .smask)")
     option("--force", action="store_true", help="overwrite an existing file")
     option("--json", action="store_true", help="result as one JSON object")
@@ -97,58 +127,31 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     meta = screen.meta_of(arguments)
 
-    import torch
-
     from .. import codec, inspection
-    from ..recipe import recipe_of
-    from ..search.accuracy import check_fit, score
-    from ..search.data import Batches, load_dataset
-    from ..search.loop import find_masks
+    from ..search.accuracy import score
+    from .encode_job import Job
 
-    device = screen.device_of(arguments)
-    dataset = load_dataset(arguments.data)
-    model, name = _model(arguments, dataset)
-    check_fit(model, dataset)
-    default_density = DEFAULTS.get(arguments.data, DEFAULTS["other"])[1]
-    shift = arguments.shift
-    if shift is None:
-        shift = 1 if len(dataset.input_shape) == 3 and min(dataset.input_shape[1:]) >= 16 else 0
-    batches = Batches(dataset, batch_size=arguments.batch_size, seed=arguments.seed, shift=shift, device=device)
-    epochs = arguments.epochs or min(max(math.ceil(N_STEPS / len(batches)), 10), 300)
-    n_weights = sum(p.numel() for p in model.parameters())
-    screen.say(
-        f"{name}, {n_weights:,} parameters; {len(dataset.x_train):,} training inputs from {arguments.data}; "
-        f"{epochs} epochs on {device}",
-        quiet=arguments.quiet,
-    )
+    job = Job(arguments, meta)
     started = time.perf_counter()
-    with screen.search_bar(quiet=arguments.quiet) as progress:
-        found = find_masks(
-            model, batches, method=arguments.method,
-            density=default_density if arguments.density is None else arguments.density,
-            density_rule=arguments.density_rule, first_density=arguments.first_density,
-            last_density=arguments.last_density,
-            epochs=epochs, lr=arguments.lr, seed=arguments.seed, base=arguments.base, scale=arguments.scale,
-            learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
-            float_dtype=getattr(torch, arguments.float_dtype), device=device, meta=meta, progress=progress,
-        )  # fmt: skip
+    data, found = job.run()
     searched = time.perf_counter()
-    data = codec.encode(found.state_dict(), recipe_of(found))
     container.write_atomic(output, data, overwrite=arguments.force)
-    written = time.perf_counter()
     # What is scored is what a user gets: the file, read back.
-    scored = score(codec.load(data, device=device), dataset, device=device)
+    scored = score(codec.load(data, device=job.device), job.whole, device=job.device)
     report = inspection.inspect(data)
     fields = {
-        "file": str(output), "data": arguments.data, "arch": name, "accuracy": scored.accuracy, "loss": scored.loss,
-        "n_test": scored.n_inputs, "epochs": epochs, "seed": arguments.seed, "device": str(device),
-        "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes, "n_float_bytes": report.n_float_bytes,
-        "n_overhead_bytes": report.n_overhead_bytes, "n_weights": report.n_weights, "n_kept": report.n_kept,
-        "entropy_bytes": report.entropy_bytes, "bits_per_weight": report.bits_per_weight,
-        "fp32_bytes": report.fp32_bytes,
-        "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2), "seconds_search": round(searched - started, 3),
-        "seconds_encode": round(written - searched, 3), "digest": report.digest,
+        "file": str(output), "data": arguments.data, "arch": job.name, "accuracy": scored.accuracy,
+        "loss": scored.loss, "n_test": scored.n_inputs, "epochs": job.epochs, "seed": arguments.seed,
+        "device": str(job.device), "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes,
+        "n_float_bytes": report.n_float_bytes, "n_overhead_bytes": report.n_overhead_bytes,
+        "n_weights": report.n_weights, "n_kept": report.n_kept, "entropy_bytes": report.entropy_bytes,
+        "bits_per_weight": report.bits_per_weight, "fp32_bytes": report.fp32_bytes,
+        "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2),
+        "seconds_search": round(searched - started - job.seconds_encode, 3),
+        "seconds_encode": round(job.seconds_encode, 3), "digest": report.digest, **found,
     }  # fmt: skip
+    if job.log:
+        job.log.event("result", **fields)
     n = screen.n
     entropy = 8 * report.entropy_bytes / max(1, report.n_weights)
     rows = [
@@ -158,8 +161,11 @@ def run(arguments: argparse.Namespace) -> int:
         ("weights", f"{n(report.n_weights)}, kept {n(report.n_kept)} ({report.n_kept / max(1, report.n_weights):.2%})"),
         ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {entropy:.4f}"),
         ("against fp32", f"{n(report.fp32_bytes)} bytes, {report.fp32_bytes / report.n_bytes:.1f} times as large"),
-        ("time", f"search {searched - started:.1f} s, encode {written - searched:.2f} s"),
+        ("time", f"search {searched - started:.1f} s, encode {job.seconds_encode:.2f} s"),
     ]  # fmt: skip
+    if "trials" in found:
+        tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:.2%}" for trial in found["trials"])
+        rows.insert(2, ("searches", f"validation accuracy of each: {', '.join(tried)}"))
     screen.result(fields, rows, as_json=arguments.json)
     return 0
 
@@ -171,6 +177,9 @@ def _check(arguments: argparse.Namespace) -> None:
     from ..search.densities import RULES, check_density
     from ..search.methods import METHODS
 
+    goals = [name for name in ("density", "target_size", "accuracy") if getattr(arguments, name) is not None]
+    if goals[1:] and goals != ["density", "accuracy"]:
+        raise ArgumentError(" and ".join(f"--{name.replace('_', '-')}" for name in goals), "both", "one of them")
     for option in ("density", "first_density", "last_density"):
         if getattr(arguments, option) is not None:
             check_density(f"--{option.replace('_', '-')}", getattr(arguments, option))
@@ -182,23 +191,22 @@ def _check(arguments: argparse.Namespace) -> None:
     ):
         if getattr(arguments, option) not in known:
             raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
-    for option, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0)):
+    if arguments.resume and not arguments.checkpoint:
+        raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
+    if not arguments.checkpoint_every >= 0:
+        raise ArgumentError("--checkpoint-every", arguments.checkpoint_every, "seconds, 0 or more")
+    if arguments.validation is not None and not 0 < arguments.validation < 1:
+        raise ArgumentError("--validation", arguments.validation, "a part above 0 and below 1")
+    if not 0 <= arguments.label_smoothing < 1:
+        raise ArgumentError("--label-smoothing", arguments.label_smoothing, "a part from 0 to below 1")
+    for option, least in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("shift", 0),
+        ("seed", 0),
+        ("patience", 1),
+        ("float_bits", 1),
+    ):
         value = getattr(arguments, option)
         if value is not None and value < least:
             raise ArgumentError(f"--{option.replace('_', '-')}", value, f"{least} or more")
-
-
-def _model(arguments: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, str]:
-    """The net for the data, its free parameters drawn from the seed."""
-    import torch
-
-    from .. import architectures, named_nets
-
-    name = arguments.arch or DEFAULTS.get(arguments.data, DEFAULTS["other"])[0]
-    mean, std = dataset.statistics()
-    arch = named_nets.architecture(
-        name, input_shape=dataset.input_shape, n_classes=dataset.n_classes, mean=mean, std=std
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(arguments.seed % 2**63)
-        return architectures.build(arch), name

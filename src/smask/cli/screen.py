@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..inspection import FileReport
     from ..prefixes import Coverage
-    from ..search.loop import Progress
+    from ..search.progress import Progress
 
 # Seconds between two lines where stderr is no terminal.
 N_QUIET_SECONDS = 15.0
@@ -106,7 +106,7 @@ def search_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
             now = time.monotonic()
             if now - last >= N_QUIET_SECONDS or at.step == at.n_steps:
                 last = now
-                rate = at.step / (now - started)
+                rate = max(1, at.step - at.first_step) / (now - started)
                 left = (at.n_steps - at.step) / rate
                 say(f"search {at.step}/{at.n_steps} steps, {rate:.0f} steps/s, {left:.0f} s left, {_state(at)}")
 
@@ -205,8 +205,22 @@ def conversion_bar(
         yield None, line
 
 
+def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+    """One listener that tells all that are there."""
+    there = [listener for listener in listeners if listener is not None]
+
+    def tell(at: Progress) -> None:
+        for listener in there:
+            listener(at)
+
+    return tell if there else None
+
+
 def _state(at: Progress) -> str:
-    return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f} density {at.density:.4f}"
+    right = "" if at.accuracy is None else f" accuracy {at.accuracy:.2%}"
+    judged = "" if at.validation is None else f" (validation {at.validation:.2%})"
+    size = f"density {at.density:.4f} about {n(at.n_bytes)} bytes"
+    return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f}{right}{judged} {size}"
 
 
 def add_reading(parser: argparse.ArgumentParser, *, device: bool) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 
 IDX_FILES = {
     "x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels",
@@ -61,6 +62,27 @@ class Dataset:
         scale = self.top if self.x_train.dtype == torch.uint8 else 1.0
         return [round(float(m) / scale, 4) for m in mean], [max(round(float(s) / scale, 4), 0.0001) for s in std]
 
+    def validation(self, part: float, *, seed: int) -> tuple[Dataset, Dataset]:
+        """Splits the training inputs: a dataset without some of them, and one that has those as its test part.
+
+        Args:
+            part: Of the training inputs that are set aside, in (0, 1).
+            seed: Of the choice.
+
+        Raises:
+            ArgumentError: A part out of range, or one that leaves nothing on a side.
+        """
+        n = round(part * len(self.x_train)) if 0 < part < 1 else 0
+        if not 0 < n < len(self.x_train):
+            raise ArgumentError("validation", part, "a part of the training inputs, above 0 and below 1")
+        order = torch.randperm(len(self.x_train), generator=torch.Generator().manual_seed(seed % 2**63))
+        aside, rest = order[:n].sort().values, order[n:].sort().values
+        x, y = self.x_train, self.y_train
+        return (
+            replace(self, x_train=x[rest], y_train=y[rest]),
+            replace(self, x_train=x[rest], y_train=y[rest], x_test=x[aside], y_test=y[aside]),
+        )
+
     def inputs(self, x: Tensor) -> Tensor:
         """What the net sees: float32, uint8 divided by ``top``."""
         return x.to(torch.float32) / self.top if x.dtype == torch.uint8 else x
@@ -80,42 +102,49 @@ class Batches:
     def __init__(
         self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu"
     ) -> None:
-        self.dataset, self.shift, self.device = dataset, shift, torch.device(device)
+        self.dataset, self.shift, self.seed, self.device = dataset, shift, seed, torch.device(device)
         self.batch_size = min(batch_size, len(dataset.x_train))
-        self.random = torch.Generator().manual_seed(seed % 2**63)
+        self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.x = dataset.x_train.to(device)
         self.y = dataset.y_train.to(device)
 
     def __len__(self) -> int:
         return len(self.x) // self.batch_size
 
+    def fingerprint(self) -> str:
+        """sha256 over the training data and all that decides batches: a search goes on only with the same."""
+        running = hashlib.sha256(repr((self.batch_size, self.seed, self.shift, self.dataset.top)).encode())
+        for tensor in (self.dataset.x_train, self.dataset.y_train):
+            running.update(repr((tensor.dtype, tensor.shape)).encode())
+            running.update(tensor.contiguous().numpy().data)
+        return running.hexdigest()
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.x), generator=self.random)
+        order = torch.randperm(len(self.x), generator=self.generator)
         for batch in range(len(self)):
             index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             chosen = index.to(self.device)
-            x = self.dataset.inputs(self.x[chosen])
+            x = self.x[chosen]
             if self.shift and x.dim() == 4:
-                x = shifted(x, self.shift, self.random)
-            yield x, self.y[chosen]
+                x = shifted(x, self.shift, self.generator)
+            yield self.dataset.inputs(x), self.y[chosen]
 
 
 def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
-    """Every image moved by its own random number of pixels, up to ``shift``; the border value at its corner fills in.
+    """Every image moved by its own random number of pixels, up to ``shift``; its border fills in.
 
     Args:
-        x: float32 [N, channels, height, width].
+        x: [N, channels, height, width] of any dtype.
         shift: Largest move in pixels.
         random: CPU generator.
     """
-    n, _, height, width = x.shape
-    moves = torch.randint(0, 2 * shift + 1, (n, 2), generator=random).to(x.device)
-    padded = torch.nn.functional.pad(x, (shift,) * 4, mode="replicate")
-    rows = (moves[:, :1] + torch.arange(height, device=x.device))[:, None, :, None]
-    columns = (moves[:, 1:] + torch.arange(width, device=x.device))[:, None, None, :]
-    image = torch.arange(n, device=x.device)[:, None, None, None]
-    channel = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-    return padded[image, channel, rows, columns]
+    n, channels, height, width = x.shape
+    moves = torch.randint(-shift, shift + 1, (n, 2), generator=random).to(x.device)
+    rows = (moves[:, :1] + torch.arange(height, device=x.device)).clamp_(0, height - 1)
+    columns = (moves[:, 1:] + torch.arange(width, device=x.device)).clamp_(0, width - 1)
+    # One gather over flat pixels: indexing by four tensors takes five times as long.
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).expand(-1, channels, -1)
+    return x.flatten(2).gather(2, pixels).view(x.shape)
 
 
 def load_dataset(source: str) -> Dataset:

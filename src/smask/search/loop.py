@@ -3,50 +3,41 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import integrity
 from ..architectures import arch_of
 from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError, UnsupportedError
-from ..recipe import EXTERNAL, Recipe, attach
-from ..reconstruction import CodedTensor, reconstruct
-from .densities import layer_densities
+from ..recipe import EXTERNAL, Recipe
+from .budget import Budget, Target
+from .densities import DENSEST, layer_densities
+from .finish import Floats, coded_tensors, finished_model
 from .methods import METHODS
-from .scores import MaskedWeight
-from .steps import N_REFRESH, Search, maskable, masked_weights, zero_bias
+from .order import Order
+from .progress import Progress
+from .run import Run
+from .schedule import Schedule
+from .snapshots import Keeper
+from .steps import Search, masked_weights
+from .weights import maskable, zero_biases
 
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a running search, handed to the progress callback every few steps.
-
-    Attributes:
-        step, n_steps: Steps done and steps in all.
-        epoch, n_epochs: Epoch now running, from 1, and epochs in all.
-        loss: Of the last batch.
-        density: Kept weights over weights now.
-    """
-
-    step: int
-    n_steps: int
-    epoch: int
-    n_epochs: int
-    loss: float
-    density: float
+# A learned scale or bias in bfloat16, its exponent coded.
+N_BYTES_FLOAT = 1.5
 
 
 def find_masks(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Any]],
     *,
-    method: str = "edge-popup",
+    method: str = "auto",
     density: float = 0.04,
     density_rule: str = "erk",
     first_density: float | None = None,
@@ -59,23 +50,31 @@ def find_masks(
     learn_scale: bool = True,
     learn_bias: bool = True,
     float_dtype: torch.dtype = torch.bfloat16,
-    hold: float = 0.25,
-    settle: float = 0.1,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    float_bits: int | None = 4,
+    hold: float = 0.55,
+    settle: float = 0.08,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     device: torch.device | str = "cpu",
     meta: dict[str, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    patience: int | None = None,
+    checkpoints: Keeper | None = None,
+    target: Target | None = None,
+    only: Collection[str] | None = None,
 ) -> nn.Module:
     """Searches which weights of a frozen, seed-generated network to keep.
 
-    Weights of linear and convolution layers become base weights of the seed under a mask; scales, biases and norms
-    are trained beside the scores and stay floats. The density falls from one half to its end on a cubic curve, holds,
-    and the masks are fixed with exact counts for the last part, in which only the floats still learn.
+    Weights of linear layers, convolutions (transposed ones too), embeddings, attention and recurrent nets become base
+    weights of the seed under a mask, one for a weight that several modules share; scales, biases and norms are trained
+    beside the scores and stay floats. The density falls from one half to its end on a cubic curve, holds, and the masks
+    are fixed with exact counts for the last part, in which only the floats still learn.
 
     Args:
         model: Any module; it is copied, not changed. Parameters that are not masked are trained if they require a
             gradient. A model from :mod:`smask.architectures` needs no module at load.
-        batches: Sized and iterable once an epoch; gives (inputs, targets).
+        batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
+            them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
         method: One of :data:`smask.search.methods.METHODS`.
         density: Kept weights over all weights of masked layers, in (0, 1].
         density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`.
@@ -88,67 +87,123 @@ def find_masks(
         learn_scale: Whether scales are trained; else they keep the spread of He initialisation at the end density.
         learn_bias: Whether biases of masked layers are trained; else they are zero.
         float_dtype: Precision to which scales, biases and norms are rounded at the end.
+        float_bits: Mantissa bits that scales and biases of masked layers keep, 1 to 22; None for those of the dtype.
         hold: Part of the search at the end density.
         settle: Last part of the search, with masks fixed.
-        loss: (outputs, targets) to a scalar.
+        loss: (outputs of the model, targets) to a scalar.
         device: Where to search.
         meta: Free text to be written into the file.
         progress: Called every few steps.
+        validate: Called after every epoch with the masked model in evaluation mode; more is better.
+        patience: Epochs at the end density without a better validation (without one: training loss) after which the
+            masks are fixed early; None never does.
+        checkpoints: Keeps snapshots and may have one to begin from; a resumed search on a CPU gives the bytes that the
+            whole one gives.
+        only: State-dict names of the parameters to mask; by default all that :func:`smask.search.weights.maskable`
+            finds.
+        target: A size that replaces ``density``: the rule shares what its bytes allow.
 
     Returns:
         A copy of the model on the CPU with its final weights, carrying its recipe: :func:`smask.save` writes it.
 
     Raises:
-        ArgumentError: A value out of range, a model without a layer to mask, no batches, a loss that is not finite.
+        ArgumentError: A value out of range, a model without a layer to mask, no batches.
+        DivergedError: A loss that is not finite.
+        UnreachableError: A target below the size of a model with one kept weight a layer.
         UnsupportedError: An unknown method, base, density rule or scale.
+        ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
-    _check(method, base, scale, epochs, lr, seed, hold, settle)
+    _check(method, base, scale, epochs, lr, seed, hold, settle, float_bits, patience)
     n_batches = len(batches) if isinstance(batches, Sized) else 0
     if not n_batches:
         raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
-    target = torch.device(device)
-    original, model = model, copy.deepcopy(model).to(target)
+    method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
+    original, model = model, copy.deepcopy(model).to(here)
     model.train()
-    weights = maskable(model)
-    densities = layer_densities(
-        {name: weight.shape for name, weight in weights.items()},
-        density=density, rule=density_rule, first=first_density, last=last_density,
-    )  # fmt: skip
+    weights = maskable(model, only)
+    shapes = {name: one.weight.shape for name, one in weights.items()}
+
+    def densities_by_rule(density: float) -> dict[str, float]:
+        return layer_densities(shapes, density=density, rule=density_rule, first=first_density, last=last_density)
+
+    densities = densities_by_rule(density if target is None else DENSEST)
+    settings = {
+        "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
+        "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
+        "float_bits": float_bits,
+        "hold": hold, "settle": settle, "patience": patience, "loss": _name(loss),
+        "n_batches": n_batches, "validate": validate is not None,
+        "target": target.n_bytes if target else None,
+    }  # fmt: skip
+    if checkpoints:  # what takes time, and only matters to one who goes on
+        settings |= {"batches": _fingerprint(batches), "arch": arch_of(original)}
+        settings |= {"model": integrity.digest(original.state_dict())}
     with (
-        torch.random.fork_rng(devices=[target] if target.type == "cuda" else []),
+        torch.random.fork_rng(devices=[here] if here.type == "cuda" else []),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
         torch.manual_seed(seed % 2**63)
         layers = masked_weights(
             weights,
             densities,
-            METHODS[method],
+            method_of,
             base=base,
             seed=seed,
             per_channel=scale == "channel",
             learn_scale=learn_scale,
         )
-        for name in weights:
-            zero_bias(model.get_submodule(name.rpartition(".")[0]), learn=learn_bias)
-        search = Search(model, layers, epochs * n_batches, lr=lr, hold=hold, settle=settle)
-        step = 0
-        for epoch in range(epochs):
-            for x, y in batches:
-                value = search.step(x.to(target), y.to(target), loss)
-                step += 1
-                if step % N_REFRESH == 0 or step == search.n_steps:
-                    now = float(value)
-                    if not math.isfinite(now):
-                        raise ArgumentError(
-                            "lr", lr, f"a rate at which the loss stays finite; it was {now} at step {step}"
-                        )
-                    if progress:
-                        progress(Progress(step, search.n_steps, epoch + 1, epochs, now, search.density()))
-    recipe = Recipe(seed, _coded(layers, search.fix(), float_dtype), dict(arch_of(original) or EXTERNAL), meta or {})
-    return _finished(original, model, recipe, float_dtype)
+        biases = zero_biases(model, weights, learn=learn_bias)
+        search = Search(model, layers, Schedule.of(epochs * n_batches, lr=lr, hold=hold, settle=settle))
+
+        def densities_at(density: float) -> Mapping[str, float]:
+            return method_of.shares(layers, density) if method_of.shares else densities_by_rule(density)
+
+        def finished(levels: Mapping[str, Tensor]) -> nn.Module:
+            coded = coded_tensors(layers, levels, floats)
+            return finished_model(
+                original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), floats, biases
+            )
+
+        budget = (
+            Budget(
+                target, search, densities_at, finished, N_BYTES_FLOAT if float_bits is None else (float_bits + 3) / 8
+            )
+            if target
+            else None
+        )
+        order = Order(batches, epochs, here)
+        Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints, budget).go(settings)
+        if budget:  # floats have moved since the masks were fixed, and their bytes with them
+            budget.meet()
+            search.keep(search.levels_of(search.counts()))
+        return finished(search.fix())
 
 
-def _check(method: str, base: str, scale: str, epochs: int, lr: float, seed: int, hold: float, settle: float) -> None:
+def _name(loss: Callable[[Any, Any], Tensor]) -> str:
+    """A name of a function that is the same in another process."""
+    if isinstance(loss, functools.partial):
+        return f"{_name(loss.func)}{loss.args}{sorted(loss.keywords.items())}"
+    return getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
+def _fingerprint(batches: object) -> str | None:
+    """What the batches say that they depend on; two of the same fingerprint give the same batches."""
+    own = getattr(batches, "fingerprint", None)
+    return str(own()) if callable(own) else None
+
+
+def _check(
+    method: str,
+    base: str,
+    scale: str,
+    epochs: int,
+    lr: float,
+    seed: int,
+    hold: float,
+    settle: float,
+    float_bits: int | None,
+    patience: int | None,
+) -> None:  # fmt: skip
     for what, got, known in (
         ("method", method, tuple(METHODS)),
         ("base", base, tuple(N_WEIGHTS_PER_WORD)),
@@ -164,37 +219,7 @@ def _check(method: str, base: str, scale: str, epochs: int, lr: float, seed: int
         raise ArgumentError("seed", seed, "0 to 2**64 - 1")
     if not (hold >= 0 and settle >= 0 and hold + settle < 1):
         raise ArgumentError("hold and settle", (hold, settle), "parts that leave time to search")
-
-
-def _coded(
-    layers: dict[str, MaskedWeight], masks: dict[str, Tensor], float_dtype: torch.dtype
-) -> dict[str, CodedTensor]:
-    return {
-        name: CodedTensor(
-            shape=tuple(layer.weight.shape),
-            stream=layer.stream,
-            planes=(torch.from_numpy(np.packbits(masks[name].numpy(), bitorder="little")),),
-            scale=_rounded(layer.scale.detach().flatten().cpu(), float_dtype),
-            base=layer.kind,
-        )
-        for name, layer in layers.items()
-    }
-
-
-def _finished(original: nn.Module, trained: nn.Module, recipe: Recipe, float_dtype: torch.dtype) -> nn.Module:
-    """A copy of the original with reconstructed weights and rounded floats, in the original order of its state."""
-    found, state = trained.state_dict(), {}
-    for name, tensor in original.state_dict().items():
-        if name in recipe.coded:
-            state[name] = reconstruct(recipe.coded[name], recipe.seed).to(tensor.dtype)
-        else:
-            value = found[name].cpu()
-            state[name] = _rounded(value, float_dtype) if value.is_floating_point() else value
-    model = copy.deepcopy(original)
-    model.load_state_dict(state, strict=True, assign=True)
-    attach(model, recipe)
-    return model.cpu().eval()
-
-
-def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype).to(tensor.dtype)
+    if float_bits is not None and not 1 <= float_bits <= 22:
+        raise ArgumentError("float_bits", float_bits, "1 to 22 bits, or None")
+    if patience is not None and patience < 1:
+        raise ArgumentError("patience", patience, "1 or more epochs, or None")

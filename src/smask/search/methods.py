@@ -1,17 +1,34 @@
-"""Search methods, one table of records; a method says how scores begin and how a layer turns them into weights."""
+"""Search methods: one table, one record of functions each; how scores begin, become weights, and get gradients.
+
+What all share is not in the papers: Adam, scores ranked by a sampled threshold instead of a sort, exact counts once at
+the end, learned scales and biases unless the caller wants none. ``auto`` is what smask uses.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .scores import MaskedWeight
+from . import learned_densities
+from .scores import TEMPERATURE, MaskedWeight
 
 # About a hundred steps of Adam at the default rate lie between the best and the worst score at the start.
 INITIAL_WIDTH = 0.1
+
+
+def nothing(layer: MaskedWeight) -> None:
+    """All of the layer is trained."""
+
+
+def balance_thresholds(layers: Mapping[str, MaskedWeight], densities: Mapping[str, float]) -> None:
+    """Thresholds of the wanted densities, then what is computed."""
+    for name, layer in layers.items():
+        layer.refresh(densities[name])
+        layer.method.settle(layer)
 
 
 @dataclass(frozen=True)
@@ -20,31 +37,183 @@ class Method:
 
     Attributes:
         name: As on the command line.
-        paper: Where it was published.
+        paper: Where it was published, and what is different here.
         initial: (shape, random generator) to the first scores.
-        layer: What holds the scores of one weight and writes it.
+        write: Puts masked weights into the module of a layer.
+        gradient: (layer, gradient of its weight) to the gradient of its latents; may overwrite what it is given.
+        by_magnitude: Whether weights are ranked by the magnitude of their scores, else by the scores.
+        n_coats: Masks on one base; the level of a weight is how many of them it is in.
+        flips: Whether a weight takes the sign of its latent instead of that of its base.
+        falls: Whether the density falls during the search, else it is that of the end all along.
+        learns_scale: Whether scales may be trained; else ``settle`` computes them.
+        settle: Puts what is computed, not trained, into a layer, at refreshes and when levels are fixed.
+        shares: Densities that the search has chosen, given all layers and the density of all together; None where
+            a rule does.
+        balance: Called at refreshes with the layers and the densities wanted now.
     """
 
     name: str
     paper: str
     initial: Callable[[torch.Size, torch.Generator], Tensor]
-    layer: type[MaskedWeight]
+    write: Callable[[MaskedWeight], None]
+    gradient: Callable[[MaskedWeight, Tensor], Tensor]
+    by_magnitude: bool = False
+    n_coats: int = 1
+    flips: bool = False
+    falls: bool = True
+    learns_scale: bool = True
+    settle: Callable[[MaskedWeight], None] = nothing
+    shares: Callable[[Mapping[str, MaskedWeight], float], dict[str, float]] | None = None
+    balance: Callable[[Mapping[str, MaskedWeight], Mapping[str, float]], None] = balance_thresholds
+
+    @property
+    def n_planes(self) -> int:
+        """Bit planes of a level."""
+        return self.n_coats.bit_length()
 
 
-def uniform_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
+def positive_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
     """Scores drawn evenly from [0, INITIAL_WIDTH)."""
     return torch.rand(shape, generator=random) * INITIAL_WIDTH
 
 
+def centred_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
+    """Scores drawn evenly from [-INITIAL_WIDTH / 2, INITIAL_WIDTH / 2)."""
+    return (torch.rand(shape, generator=random) - 0.5) * INITIAL_WIDTH
+
+
+def kaiming_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
+    """Kaiming-uniform scores of both signs with a = sqrt(5), as the code of Ramanujan et al. draws them."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return (2 * torch.rand(shape, generator=random) - 1) * bound
+
+
+def write_above(layer: MaskedWeight) -> None:
+    """Scale * base * [score > threshold]; in place over one buffer of floats: booleans would cost a conversion."""
+    torch.mul(layer.latent, layer.sign, out=layer.weight)
+    layer.weight.gt_(layer.threshold).mul_(layer.base).mul_(layer.scale)
+
+
+def write_magnitudes(layer: MaskedWeight) -> None:
+    """Scale * base * number of thresholds below the magnitude of the score."""
+    torch.abs(layer.latent, out=layer.scratch)
+    torch.gt(layer.scratch, layer.threshold[0], out=layer.weight)
+    for threshold in layer.threshold[1:]:
+        layer.weight.add_(layer.scratch > threshold)
+    layer.weight.mul_(layer.base).mul_(layer.scale)
+
+
+def write_signed(layer: MaskedWeight) -> None:
+    """Scale * |base| * sign of the latent where its magnitude is above the threshold."""
+    torch.abs(layer.latent, out=layer.scratch)
+    torch.sign(layer.latent, out=layer.weight)
+    layer.weight.mul_(layer.scratch > layer.threshold).mul_(layer.scale)
+    if layer.kind != "signed":
+        layer.weight.mul_(torch.abs(layer.base, out=layer.scratch))
+
+
+def probabilities(layer: MaskedWeight) -> Tensor:
+    """Probability of every weight, float32 [C, ...], in the layer's scratch."""
+    scores = torch.mul(layer.latent.detach(), layer.sign, out=layer.scratch)
+    return scores.sub_(layer.threshold).div_(TEMPERATURE).sigmoid_()
+
+
+def write_sampled(layer: MaskedWeight) -> None:
+    """Scale * base * a Bernoulli draw of every probability, from torch's own generator."""
+    torch.bernoulli(probabilities(layer), out=layer.weight)
+    layer.weight.mul_(layer.base).mul_(layer.scale)
+
+
+def write_expected(layer: MaskedWeight) -> None:
+    """Scale * base * probability: the mean of the masked weights."""
+    torch.mul(probabilities(layer), layer.base, out=layer.weight).mul_(layer.scale)
+
+
+def straight_through(layer: MaskedWeight, gradient: Tensor) -> Tensor:
+    """The mask's derivative in the score is one: the gradient of a score is that of its weight times its base."""
+    return gradient if layer.kind == "signed" else gradient.mul_(layer.base.abs())
+
+
+def straight_through_magnitude(layer: MaskedWeight, gradient: Tensor) -> Tensor:
+    """The mask's derivative in the magnitude of the score is one; in the score it is the sign of the score.
+
+    In latents: d|s|/ds * sign(base) * base * g, and sign(s) * sign(base) is the sign of the latent.
+    """
+    return gradient.mul_(layer.base).mul_(torch.sign(layer.latent, out=layer.scratch))
+
+
+def through_sigmoid(layer: MaskedWeight, gradient: Tensor) -> Tensor:
+    """Times the derivative p (1 - p) of the probability; its constant factor does not move Adam."""
+    p = probabilities(layer)
+    return straight_through(layer, gradient).mul_(p).mul_(p.neg_().add_(1))
+
+
+def times_probability(layer: MaskedWeight, gradient: Tensor) -> Tensor:
+    """Times p, as in public tutorials."""
+    return straight_through(layer, gradient).mul_(probabilities(layer))
+
+
+def mean_magnitude(layer: MaskedWeight) -> None:
+    """Scale: mean magnitude of the latent real weights that are kept, which are half-normal."""
+    random = torch.Generator().manual_seed(layer.stream + 1)
+    magnitudes = torch.randn(layer.base.shape, generator=random).abs_().to(layer.base.device) * layer.deviation
+    kept = layer.kept != 0 if layer.kept is not None else layer.latent.detach().abs() > layer.threshold
+    layer.scale.data.fill_(float(magnitudes[kept].mean()) if bool(kept.any()) else layer.deviation)
+
+
+ZHOU = 'Zhou et al., "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask", NeurIPS 2019, section 5'
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method(
+            "auto",
+            "smask: scores and straight-through gradient of Ramanujan et al. (below), ranked with their sign, so that "
+            "a weight whose sign is wrong for it is given up; a density that falls on the cubic curve of Zhu and "
+            'Gupta, "To prune, or not to prune" (2017), and holds',
+            positive_scores, write_above, straight_through,
+        ),
+        Method(
             "edge-popup",
-            'Ramanujan et al., "What\'s Hidden in a Randomly Weighted Neural Network?", CVPR 2020; here with a '
-            "threshold instead of a sort, and a density that falls during the search",
-            uniform_scores,
-            MaskedWeight,
+            'Ramanujan et al., "What\'s Hidden in a Randomly Weighted Neural Network?", CVPR 2020, section 3',
+            kaiming_scores, write_magnitudes, straight_through_magnitude, by_magnitude=True, falls=False,
+        ),
+        Method(
+            "bernoulli", f"{ZHOU}; here the probabilities are shifted so that their mean is the density wanted",
+            centred_scores, write_sampled, through_sigmoid, balance=learned_densities.shift_probabilities,
+        ),
+        Method(
+            "bernoulli-expected", f"{ZHOU}, with the mean mask instead of a drawn one, whose gradient is exact",
+            centred_scores, write_expected, through_sigmoid, balance=learned_densities.shift_probabilities,
+        ),
+        Method(
+            "bernoulli-tutorial", f"{ZHOU}, with the gradient p * g of public tutorials",
+            centred_scores, write_sampled, times_probability, balance=learned_densities.shift_probabilities,
+        ),
+        Method(
+            "threshold",
+            'Louizos et al., "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018, section 2: a '
+            "price on every kept weight; here the bits that it adds to a plane, so dear that the density wanted is met",
+            centred_scores, write_above, learned_densities.priced,
+            shares=learned_densities.shares, balance=learned_densities.move_price,
+        ),
+        Method(
+            "biprop",
+            'Diffenderfer and Kailkhura, "Multi-Prize Lottery Ticket Hypothesis", ICLR 2021, algorithm 1: binary '
+            "weights times the mean magnitude of the real ones that are kept",
+            kaiming_scores, write_magnitudes, straight_through_magnitude, by_magnitude=True, falls=False,
+            learns_scale=False, settle=mean_magnitude,
+        ),
+        Method(
+            "signed",
+            'Koster et al., "Signing the Supermask: Keep, Hide, Invert", ICLR 2022, section 3; here with a falling '
+            "density instead of fixed thresholds",
+            positive_scores, write_signed, straight_through, by_magnitude=True, flips=True,
+        ),
+        Method(
+            "multicoat",
+            'Okoshi et al., "Multicoated Supermasks Enhance Hidden Networks", ICML 2022, section 3: three coats of '
+            "equal numbers of weights",
+            kaiming_scores, write_magnitudes, straight_through_magnitude, by_magnitude=True, falls=False, n_coats=3,
         ),
     )
-}
+}  # fmt: skip

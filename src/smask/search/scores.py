@@ -1,7 +1,7 @@
-"""One masked weight: frozen base, trained scores, straight-through gradient.
+"""One masked weight: frozen base, trained scores, and what a method makes of them.
 
-A score s says how much a weight is wanted; the weight is kept where s > threshold. What is trained is the latent
-v = s * sign(base): the gradient of the loss in v is then the gradient in the weight itself (times |base|, which is 1
+A score s says how much a weight is wanted. What is trained is the latent v = s * sign(base): where the mask's own
+derivative is taken as one, the gradient of the loss in v is the gradient in the weight itself (times |base|, which is 1
 for the signed base), so that the backward pass costs nothing, and Adam, whose step does not depend on the sign of a
 coordinate, moves exactly as it would on s.
 
@@ -12,118 +12,162 @@ pass its gradient is handed on to latents and scale. Autograd sees an ordinary m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .. import bases
 
+if TYPE_CHECKING:
+    from .methods import Method
+
 # Thresholds come from a sample of this many scores: a standard error of 0.4 % of the weights at density 0.5, of 0.1 %
 # at density 0.03. Exact counts come once, at the end.
 N_SAMPLE = 1 << 14
+# Where masks have probabilities: a score this far above its threshold is kept with one of 73 %. Fifty steps of Adam at
+# the default rate.
+TEMPERATURE = 0.05
 
 
 class MaskedWeight:
     """Scores, base and scale of one weight parameter.
 
     Attributes:
+        method: Makes weights of scores and scores' gradients of weights' gradients.
         weight: The module's parameter, float32 [C, ...].
         latent: Trained latents, float32 [C, ...].
         scale: Trained factor, float32 [C, 1, ...] or [1, 1, ...].
         base: Frozen base weights, never saved: the seed regenerates them.
         sign: Their signs; the same tensor for the signed base.
-        threshold: float32 []; kept are the scores above it.
+        threshold: float32 [n_coats]; a weight has a coat for each that its rank is above.
+        price: float32 []; what a bit costs, for methods that learn densities.
         density: Kept weights over weights at the end.
-        kept: Base weights under the final mask once it is fixed, else None.
+        now: The same at the last refresh.
+        kept: Base weights times final levels once these are fixed, else None.
     """
 
     def __init__(
         self,
         weight: nn.Parameter,
+        method: Method,
         *,
         kind: str,
         seed: int,
         stream: int,
         per_channel: bool,
         density: float,
-        start: float,
+        fan_in: float,
     ) -> None:
         n, device = weight.numel(), weight.device
         values = bases.base_weights(kind, seed, stream=stream, start=0, n_weights=n, device=device)
-        self.weight, self.kind, self.stream, self.density = weight, kind, stream, density
+        self.weight, self.method, self.kind, self.stream = weight, method, kind, stream
+        self.density = self.now = density
         self.base = values.view(weight.shape)
         self.sign = self.base if kind == "signed" else self.base.sign()
-        self.threshold = torch.zeros((), device=device)
+        self.threshold = torch.zeros(method.n_coats, device=device)
+        self.price = torch.zeros((), device=device)
         self.kept: Tensor | None = None
         self.latent = nn.Parameter(self.sign.clone())
         # He et al., "Delving Deep into Rectifiers" (2015), section 2.2, with the fan-in that the mask leaves.
-        fan_in = max(1.0, weight[0].numel() * start)
-        deviation = math.sqrt(2.0 / fan_in) / float(self.base.square().mean().sqrt())
+        self.deviation = math.sqrt(2.0 / max(1.0, fan_in))
         shape = (weight.shape[0] if per_channel else 1, *[1] * (weight.dim() - 1))
-        self.scale = nn.Parameter(torch.full(shape, deviation, device=device))
+        first = self.deviation / float(self.base.square().mean().sqrt())
+        self.scale = nn.Parameter(torch.full(shape, first, device=device))
         self._sampled = _sample(n, device)
         # Fresh memory costs more than the arithmetic: products go to the same place in every step.
-        self._scratch = torch.empty_like(self.base)
+        self.scratch = torch.empty_like(self.base)
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return self.base.numel()
 
     @torch.no_grad()
     def write(self) -> None:
-        """Puts scale * base * [score > threshold] into the module."""
+        """Puts the masked weights into the module."""
         if self.kept is not None:
             torch.mul(self.kept, self.scale, out=self.weight)
         else:
-            # In place over one buffer of floats: booleans would cost a conversion.
-            torch.mul(self.latent, self.sign, out=self.weight).gt_(self.threshold).mul_(self.base).mul_(self.scale)
+            self.method.write(self)
 
     @torch.no_grad()
     def take_gradient(self) -> None:
         """Hands the gradient of the written weight on to latents and scale.
 
-        Straight-through (Ramanujan et al. 2020, section 3.2): the mask's own derivative is taken as one, so that the
-        gradient of a score is that of the weight times the base weight. The scale is left out of it: it is the same
-        for a whole channel, and Adam's step does not depend on it.
+        The scale is left out of the gradient of the latents: it is the same for a whole channel, and Adam's step does
+        not depend on it.
         """
         gradient, self.weight.grad = self.weight.grad, None
         if gradient is None:  # the module took no part in this pass
             self.latent.grad = self.scale.grad = None
             return
         if self.scale.requires_grad:
-            rows = torch.mul(gradient, self.weight, out=self._scratch).flatten(1).sum(1)
+            rows = torch.mul(gradient, self.weight, out=self.scratch).flatten(1).sum(1)
             total = (rows if len(self.scale) == len(rows) else rows.sum()).view(self.scale.shape)
             # The derivative is that of the unscaled weights; a scale of exactly zero (0 / 0) stays where it is.
             self.scale.grad = total.div_(self.scale).nan_to_num_(0.0)
         if self.kept is None:
-            self.latent.grad = gradient if self.kind == "signed" else gradient.mul_(self.base.abs())
+            self.latent.grad = self.method.gradient(self, gradient)
 
     def scores(self) -> Tensor:
         """Scores, float32 [C, ...]."""
         return self.latent.detach() * self.sign
 
+    def sample(self) -> Tensor:
+        """Ranks of the sampled weights, float32 [n]."""
+        latent, sign = self.latent.detach().flatten()[self._sampled], self.sign.flatten()[self._sampled]
+        return latent.abs() if self.method.by_magnitude else latent * sign
+
     @torch.no_grad()
     def refresh(self, density: float) -> None:
-        """Puts the threshold where about ``density`` of the scores lie above it, judged by a sample."""
-        if density >= 1:
+        """Puts thresholds where about ``density`` of the ranks lie above the lowest, a part of these above the next."""
+        self.now = density
+        if density >= 1 and len(self.threshold) == 1:
             self.threshold.fill_(-math.inf)
             return
-        sample = self.latent.flatten()[self._sampled] * self.sign.flatten()[self._sampled]
-        below = min(max(round((1 - density) * len(sample)), 1), len(sample))
-        # kthvalue is the faster on a CPU and slow on CUDA.
-        self.threshold.copy_(sample.sort().values[below - 1] if sample.is_cuda else sample.kthvalue(below).values)
+        sample = self.sample()
+        n_coats = len(self.threshold)
+        for coat in range(n_coats):
+            part = density * (n_coats - coat) / n_coats
+            # Never all of them: a layer without any weight has no gradient that could bring one back.
+            below = min(max(round((1 - part) * len(sample)), 1), max(1, len(sample) - 1))
+            # kthvalue is the faster on a CPU and slow on CUDA.
+            at = sample.sort().values[below - 1] if sample.is_cuda else sample.kthvalue(below).values
+            self.threshold[coat] = -math.inf if part >= 1 else at
 
     @torch.no_grad()
-    def fix(self) -> Tensor:
-        """Fixes the mask for good, with the exact count; equal scores are kept in order of index.
+    def order(self) -> Tensor:
+        """Indices of the weights, int64 [n_weights] on the CPU, highest rank first; equal ones in order of index."""
+        ranks = self.latent.detach().abs() if self.method.by_magnitude else self.scores()
+        return ranks.flatten().cpu().sort(descending=True, stable=True).indices
 
-        Returns:
-            bool [n_weights] on the CPU.
-        """
-        scores = self.scores().flatten().cpu()
-        n_kept = max(1, round(self.density * scores.numel()))
-        order = scores.sort(descending=True, stable=True).indices
-        mask = torch.zeros(scores.numel(), dtype=torch.bool)
-        mask[order[:n_kept]] = True
-        self.kept = self.base * mask.view(self.base.shape).to(self.base.device)
+    def keep(self, levels: Tensor) -> None:
+        """Fixes levels for good: uint8 [n_weights] on the CPU, 0 for weights that are not kept."""
+        signed = self.base.abs() * self.latent.detach().sign() if self.method.flips else self.base
+        self.kept = signed * levels.view(self.base.shape).to(self.base.device)
         self.latent.grad = None
-        return mask
+        self.method.settle(self)
+
+    def flips(self) -> Tensor:
+        """Weights whose sign is not that of the base, bool [n_weights] on the CPU."""
+        return (self.latent.detach() * self.sign < 0).flatten().cpu()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is not regenerated from the seed, not copied."""
+        return {
+            "latent": self.latent.detach(), "scale": self.scale.detach(), "threshold": self.threshold,
+            "price": self.price,
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], *, levels: Tensor | None) -> None:
+        """Takes over what :meth:`tensors` gave, and the levels if they were fixed then."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        if levels is not None:
+            self.keep(levels)
 
 
 def _sample(n_weights: int, device: torch.device) -> Tensor:

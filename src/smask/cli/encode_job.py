@@ -1,0 +1,178 @@
+"""The searches of one ``smask encode``: data, net, batches, and what is kept on the way."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import architectures, codec, named_nets
+from ..errors import ArgumentError
+from ..recipe import recipe_of
+from ..runs.folder import Checkpoints
+from ..runs.goal import Trial, smallest
+from ..runs.log import Log
+from ..runs.size import TargetSize
+from ..search.accuracy import check_fit, score
+from ..search.data import Batches, Dataset, load_dataset
+from ..search.loop import find_masks
+from . import screen
+
+DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04)}
+# Steps of a search when the number of epochs is left to us.
+N_STEPS = 18_000
+
+# Part of the training data that judges searches for an accuracy.
+VALIDATION = 0.1
+
+
+class Job:
+    """All that the options ask for.
+
+    Attributes:
+        device: Where to search.
+        whole: The data with all training inputs.
+        name: Of the architecture.
+        epochs: Of each search.
+        log: The log, if one is wanted.
+        seconds_encode: What coding the files took so far.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, meta: Mapping[str, str]) -> None:
+        self.arguments, self.meta = arguments, dict(meta)
+        self._goal = None if arguments.accuracy is None else fraction_of(arguments.accuracy)
+        self._target = None
+        if arguments.target_size is not None:
+            self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
+        self.device: torch.device = screen.device_of(arguments)
+        self.whole = dataset = load_dataset(arguments.data)
+        self._net, self.name = _model(arguments, dataset)
+        check_fit(self._net, dataset)
+        self._judge: Dataset | None = None
+        part = VALIDATION if self._goal is not None and arguments.validation is None else arguments.validation
+        if part is not None:
+            dataset, self._judge = dataset.validation(part, seed=arguments.seed)
+        shift = arguments.shift
+        if shift is None:
+            shift = 1 if len(dataset.input_shape) == 3 and min(dataset.input_shape[1:]) >= 16 else 0
+        self._dataset, self._shift = dataset, shift
+        self.epochs = arguments.epochs or min(max(math.ceil(N_STEPS / len(self._batches())), 10), 300)
+        self._loss = functools.partial(F.cross_entropy, label_smoothing=arguments.label_smoothing)
+        self.seconds_encode = 0.0
+        self.log = Log(arguments.log, problem=self._problem) if arguments.log else None
+        if arguments.checkpoint and self._goal is None:
+            self._checkpoints(arguments.checkpoint)  # refused before anything is said
+
+    def run(self) -> tuple[bytes, dict[str, Any]]:
+        """Searches; the file, and what there is to say beyond what is in it."""
+        arguments = self.arguments
+        if self.log:
+            options = {name: value for name, value in vars(arguments).items() if name != "run"}
+            self.log.event("begin", arguments=options)
+        n_weights = sum(parameter.numel() for parameter in self._net.parameters())
+        self._say(
+            f"{self.name}, {n_weights:,} parameters; {len(self._dataset.x_train):,} training inputs from "
+            f"{arguments.data}; {self.epochs} epochs on {self.device}"
+        )
+        density = arguments.density or DEFAULTS.get(arguments.data, DEFAULTS["other"])[1]
+        if self._goal is None:
+            trial = self._search(density, arguments.checkpoint)
+            return trial.data, {} if self._judge is None else {"validation": trial.accuracy}
+        best, tried = smallest(self._one_of_several, self._goal, density=density, keep_best=arguments.keep_best)
+        trials = [{"density": t.density, "n_bytes": len(t.data), "validation": t.accuracy} for t in tried]
+        return best.data, {"goal": self._goal, "validation": best.accuracy, "trials": trials}
+
+    def _one_of_several(self, density: float) -> Trial:
+        folder = self.arguments.checkpoint
+        trial = self._search(density, folder and str(Path(folder) / f"density-{density:.6f}"))
+        self._say(f"density {density:.4f}: {len(trial.data):,} bytes, validation accuracy {trial.accuracy:.2%}")
+        return trial
+
+    def _search(self, density: float, folder: str | None) -> Trial:
+        arguments = self.arguments
+        checkpoints = self._checkpoints(folder) if folder else None
+        if checkpoints and checkpoints.place:
+            self._say(f"goes on from {checkpoints.place}")
+        with _kept_on_interrupt(checkpoints), screen.search_bar(quiet=arguments.quiet) as bar:
+            found = find_masks(
+                self._net, self._batches(), method=arguments.method, density=density, target=self._target,
+                density_rule=arguments.density_rule, first_density=arguments.first_density,
+                last_density=arguments.last_density, epochs=self.epochs, lr=arguments.lr, seed=arguments.seed,
+                base=arguments.base, scale=arguments.scale, learn_scale=not arguments.no_learn_scale,
+                learn_bias=not arguments.no_learn_bias, float_bits=arguments.float_bits,
+                float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
+                device=self.device, meta=self.meta, progress=screen.both(bar, self.log.progress if self.log else None),
+                validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
+            )  # fmt: skip
+        started = time.perf_counter()
+        data = codec.encode(found.state_dict(), recipe_of(found))
+        self.seconds_encode += time.perf_counter() - started
+        judged = self._validate(codec.load(data, device=self.device)) if self._judge else math.nan
+        return Trial(density, data, judged)
+
+    def _batches(self) -> Batches:
+        size, seed = self.arguments.batch_size, self.arguments.seed
+        return Batches(self._dataset, batch_size=size, seed=seed, shift=self._shift, device=self.device)
+
+    def _validate(self, model: nn.Module) -> float:
+        assert self._judge is not None
+        return score(model, self._judge, device=self.device).accuracy
+
+    def _checkpoints(self, folder: str) -> Checkpoints:
+        arguments = self.arguments
+        return Checkpoints(folder, resume=arguments.resume, every=arguments.checkpoint_every, problem=self._problem)
+
+    def _problem(self, text: str) -> None:
+        screen.say(f"smask: {screen.printable(text)}")
+        if self.log:
+            self.log.event("problem", text=text)
+
+    def _say(self, text: str) -> None:
+        screen.say(text, quiet=self.arguments.quiet)
+
+
+def fraction_of(text: str) -> float:
+    """An accuracy, ``0.97`` or ``97%``, as a fraction.
+
+    Raises:
+        ArgumentError: Anything else.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ArgumentError("--accuracy", text, "a fraction above 0 and at most 1, or a percentage: 0.97 or 97%")
+    return value
+
+
+@contextmanager
+def _kept_on_interrupt(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Says how an interrupted search goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoints and checkpoints.place:
+            screen.say(f"kept: {checkpoints.place}; the same command with --resume goes on from there")
+        raise
+
+
+def _model(arguments: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, str]:
+    """The net for the data, its free parameters drawn from the seed."""
+    name = arguments.arch or DEFAULTS.get(arguments.data, DEFAULTS["other"])[0]
+    mean, std = dataset.statistics()
+    arch = named_nets.architecture(
+        name, input_shape=dataset.input_shape, n_classes=dataset.n_classes, mean=mean, std=std
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(arguments.seed % 2**63)
+        return architectures.build(arch), name

@@ -1,0 +1,86 @@
+"""From a finished search to a model that is a file: coded tensors, rounded floats, the recipe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..recipe import Recipe, attach
+from ..reconstruction import CodedTensor, reconstruct
+from .scores import MaskedWeight
+
+
+@dataclass(frozen=True)
+class Floats:
+    """How exactly floats are kept.
+
+    Attributes:
+        dtype: Of all.
+        n_bits: Mantissa bits that scales and biases of masked layers keep, None for all that the dtype has. Zero bits
+            at the end of a mantissa cost nothing in the file.
+    """
+
+    dtype: torch.dtype
+    n_bits: int | None
+
+    def fine(self, tensor: Tensor) -> Tensor:
+        """Values of the narrower dtype, in the dtype they had."""
+        return tensor.to(self.dtype).to(tensor.dtype)
+
+    def coarse(self, tensor: Tensor) -> Tensor:
+        """The same with a short mantissa: to nearest, away from zero in the middle."""
+        if self.n_bits is None or tensor.dtype != torch.float32:
+            return self.fine(tensor)
+        n_dropped = 23 - self.n_bits
+        bits = tensor.contiguous().view(torch.int32)
+        short = (bits + (1 << n_dropped - 1)).bitwise_and_(-1 << n_dropped).view(torch.float32)
+        return self.fine(torch.where(short.isfinite(), short, tensor))
+
+
+def coded_tensors(
+    layers: Mapping[str, MaskedWeight], levels: Mapping[str, Tensor], floats: Floats
+) -> dict[str, CodedTensor]:
+    """Levels and rounded scales in the form of the file."""
+    return {
+        name: CodedTensor(
+            shape=tuple(layer.weight.shape),
+            stream=layer.stream,
+            planes=tuple(_packed(levels[name] >> plane & 1 != 0) for plane in reversed(range(layer.method.n_planes))),
+            scale=floats.coarse(layer.scale.detach().flatten().cpu()),
+            base=layer.kind,
+            flip=_packed(layer.flips() & (levels[name] != 0)) if layer.method.flips else None,
+        )
+        for name, layer in layers.items()
+    }
+
+
+def _packed(bits: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
+
+
+def finished_model(
+    original: nn.Module, trained: nn.Module, recipe: Recipe, floats: Floats, biases: Collection[str]
+) -> nn.Module:
+    """A copy of the original with reconstructed weights and rounded floats, in the original order of its state."""
+    found, state = trained.state_dict(), dict[str, Tensor]()
+    first: dict[int, str] = {}
+    for name, tensor in original.state_dict(keep_vars=True).items():
+        earlier = first.setdefault(id(tensor), name)
+        if earlier != name:  # one tensor of two names
+            state[name] = state[earlier]
+        elif name in recipe.coded:
+            state[name] = reconstruct(recipe.coded[name], recipe.seed).to(tensor.dtype)
+        else:
+            value = found[name].cpu()
+            if value.is_floating_point():
+                value = floats.coarse(value) if name in biases else floats.fine(value)
+            state[name] = value
+    model = copy.deepcopy(original)
+    model.load_state_dict(state, strict=True)  # copies, so that what is shared stays shared
+    attach(model, recipe)
+    return model.cpu().eval()

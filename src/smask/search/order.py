@@ -1,0 +1,90 @@
+"""Batches of all epochs in a row, from any point on: an epoch's order is drawn again, its first batches skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Order:
+    """Goes through the batches epoch by epoch and knows where it is.
+
+    Random numbers that decide the order have to come from torch's own generator or from the attribute ``generator``
+    of the batches, as those of :class:`torch.utils.data.DataLoader` and :class:`smask.search.data.Batches` do; both
+    are restored. What other generators draw must follow from the epoch alone.
+
+    Args:
+        batches: Iterable once an epoch.
+        n_epochs: How often.
+        device: Of the search; the generator of a CUDA device is restored too.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Any, Any]], n_epochs: int, device: torch.device) -> None:
+        self._batches, self._n_epochs, self._device = batches, n_epochs, device
+        self.epoch, self.taken = 0, 0
+        self._start: dict[str, Tensor] = {}
+        self._resumed: dict[str, Tensor] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        while self.epoch < self._n_epochs:
+            if self._resumed is not None:
+                self._set_generators(self._start)
+            else:
+                self._start = self._generators()
+            iterator = iter(self._batches)
+            if self._resumed is not None:
+                for _ in range(self.taken):
+                    next(iterator, None)
+                # Model and batches may share torch's generator: what the model drew in the skipped steps is in here.
+                self._set_generators(self._resumed)
+                self._resumed = None
+            for batch in iterator:
+                self.taken += 1
+                yield batch
+            self.epoch, self.taken = self.epoch + 1, 0
+
+    def numbers(self) -> dict[str, int]:
+        """Where it is."""
+        return {"epoch": self.epoch, "taken": self.taken}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """States of the generators, at the beginning of the epoch and now."""
+        return {f"start.{name}": state for name, state in self._start.items()} | {
+            f"now.{name}": state for name, state in self._generators().items()
+        }
+
+    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Makes the next iteration begin after the batch at which the state was taken.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: That is no state of these generators.
+        """
+        for name, state in tensors.items():
+            own = getattr(self._batches, "generator", None) if name.endswith(".batches") else None
+            if not name.endswith(".cuda"):
+                torch.Generator("cpu" if own is None else own.device).set_state(state)
+        if not {"start.torch", "now.torch"} <= set(tensors):
+            raise KeyError("torch")
+        self.epoch, self.taken = int(numbers["epoch"]), int(numbers["taken"])
+        self._start = {name.removeprefix("start."): t for name, t in tensors.items() if name.startswith("start.")}
+        self._resumed = {name.removeprefix("now."): t for name, t in tensors.items() if name.startswith("now.")}
+
+    def _generators(self) -> dict[str, Tensor]:
+        states = {"torch": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        own = getattr(self._batches, "generator", None)
+        if isinstance(own, torch.Generator):
+            states["batches"] = own.get_state()
+        return states
+
+    def _set_generators(self, states: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(states["torch"])
+        if "cuda" in states and self._device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], self._device)
+        own = getattr(self._batches, "generator", None)
+        if isinstance(own, torch.Generator) and "batches" in states:
+            own.set_state(states["batches"])

@@ -1,0 +1,129 @@
+"""All steps of a search and what goes on beside them: reports, early stopping, snapshots, a size to meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .budget import Budget
+from .order import Order
+from .progress import Meter, Progress
+from .sizes import estimated_bytes
+from .snapshots import Keeper, Snapshot
+from .steps import N_REFRESH, Search
+
+
+class Run:
+    """All steps of a search with what goes on beside them: reports, validation, early stopping, snapshots."""
+
+    def __init__(
+        self,
+        search: Search,
+        order: Order,
+        n_epochs: int,
+        n_batches: int,
+        loss: Callable[[Any, Any], Tensor],
+        progress: Callable[[Progress], None] | None,
+        validate: Callable[[nn.Module], float] | None,
+        patience: int | None,
+        keeper: Keeper | None,
+        budget: Budget | None,
+    ) -> None:
+        self.search, self.order, self.n_epochs, self.n_batches, self.loss = search, order, n_epochs, n_batches, loss
+        self.progress, self.validate, self.patience = progress, validate, patience
+        self.keeper, self.budget = keeper, budget
+        self.meter, self.epoch_losses = Meter(), torch.zeros(())
+        self.validation: float | None = None
+        self.best, self.n_stale, self.first_step = -math.inf, 0, 0
+        self.device = next(iter(search.layers.values())).weight.device
+
+    def go(self, settings: Mapping[str, Any]) -> None:
+        """Runs to the end, from the keeper's snapshot if it has one."""
+        kept = self.keeper.last(settings) if self.keeper else None
+        if kept and self.keeper:
+            try:
+                self._restore(kept)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+                raise CheckpointError(str(self.keeper.place), f"its state is not that of a search: {error!r}") from None
+        search, place = self.search, self.keeper.place if kept and self.keeper else None
+        for x, y in () if search.finished else self.order:
+            if self.budget and self.budget.due():
+                self.budget.calibrate()
+            if self.budget and search.done == search.schedule.n_search and not search.levels:
+                self.budget.meet()
+            value = search.step(moved(x, self.device), moved(y, self.device), self.loss, seen=self.meter.seen)
+            self.meter.add(value)
+            if self.patience and not self.validate:
+                self.epoch_losses = self.epoch_losses + value
+            if search.done % N_REFRESH == 0 or search.finished:
+                self._report(place)
+            if self.order.taken == self.n_batches:
+                self._after_epoch()
+            if self.keeper and (self.keeper.due() or search.finished):
+                self.meter.check(search.done, place)
+                self.keeper.keep(self._snapshot())
+                place = self.keeper.place
+            if search.finished:
+                break
+
+    def _report(self, place: str | None) -> None:
+        self.meter.check(self.search.done, place)
+        loss, accuracy = self.meter.read()
+        if self.progress:
+            search = self.search
+            planes = {name: (at.now, at.n_weights) for name, at in search.layers.items()}
+            self.progress(
+                Progress(
+                    search.done, search.schedule.n_steps, self.order.epoch + 1, self.n_epochs, loss, search.density(),
+                    estimated_bytes(planes, search.floats()), accuracy, self.validation, self.first_step,
+                )
+            )  # fmt: skip
+
+    def _after_epoch(self) -> None:
+        search = self.search
+        if self.validate:
+            search.write()
+            search.model.eval()
+            self.validation = float(self.validate(search.model))
+            search.model.train()
+        if self.patience and not search.levels and search.schedule.descent(search.done) == 1:
+            value = -float(self.epoch_losses) if self.validation is None else self.validation
+            self.n_stale = 0 if value > self.best else self.n_stale + 1
+            self.best = max(self.best, value)
+            if self.n_stale >= self.patience:
+                search.schedule.wind_up(search.done)
+        self.epoch_losses = torch.zeros(())
+
+    def _snapshot(self) -> Snapshot:
+        numbers = {
+            "search": self.search.numbers(), "order": self.order.numbers(), "validation": self.validation,
+            "best": self.best if math.isfinite(self.best) else None, "n_stale": self.n_stale,
+        }  # fmt: skip
+        tensors = {f"random.{name}": state for name, state in self.order.tensors().items()}
+        return Snapshot(self.search.done, numbers, self.search.tensors() | tensors | {"losses": self.epoch_losses})
+
+    def _restore(self, kept: Snapshot) -> None:
+        numbers = kept.numbers
+        self.search.restore(numbers["search"], kept.tensors)
+        states = {n.removeprefix("random."): t for n, t in kept.tensors.items() if n.startswith("random.")}
+        self.order.restore(numbers["order"], states)
+        self.validation, self.n_stale = numbers["validation"], int(numbers["n_stale"])
+        self.best = -math.inf if numbers["best"] is None else float(numbers["best"])
+        self.epoch_losses = kept.tensors["losses"].to(self.device)
+        self.first_step = kept.step
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Tensors on the device, also those in tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: moved(part, device) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [moved(part, device) for part in value]
+    return value

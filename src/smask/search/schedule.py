@@ -1,0 +1,64 @@
+"""How a search proceeds: densities fall, hold, masks are fixed and floats settle; the learning rate falls to zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Schedule:
+    """Phases of a search in steps.
+
+    Attributes:
+        n_steps: Steps in all.
+        n_search: Steps until masks are fixed.
+        n_descent: Steps until densities are at their end.
+        lr: Learning rate at the start; it follows half a cosine to zero.
+        turn: Step from which the rest of the cosine is compressed into the steps left, 0 if never.
+        n_planned: Steps of the cosine up to the turn.
+    """
+
+    n_steps: int
+    n_search: int
+    n_descent: int
+    lr: float
+    turn: int = 0
+    n_planned: int = 0
+
+    @classmethod
+    def of(cls, n_steps: int, *, lr: float, hold: float, settle: float) -> Schedule:
+        """The usual one: ``hold`` and ``settle`` are parts of all steps."""
+        return cls(n_steps, max(1, round(n_steps * (1 - settle))), max(1, round(n_steps * (1 - settle - hold))), lr)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        if not self.turn:
+            return self.lr * _cosine(step / self.n_steps)
+        left = (step - self.turn) / max(1, self.n_steps - self.turn)
+        return self.lr * _cosine(self.turn / self.n_planned) * _cosine(left)
+
+    def descent(self, step: int) -> float:
+        """Part of the descent that is done, from 0 to 1."""
+        return min(1.0, step / self.n_descent)
+
+    def wind_up(self, step: int) -> None:
+        """Ends the search early: masks are fixed at this step, floats get their usual number of steps."""
+        n_settle = self.n_steps - self.n_search
+        self.turn, self.n_planned = step, self.n_steps
+        self.n_search, self.n_steps = step, step + n_settle
+
+    def numbers(self) -> dict[str, int]:
+        """What :meth:`wind_up` may have changed."""
+        return {name: getattr(self, name) for name in ("n_steps", "n_search", "turn", "n_planned")}
+
+    def restore(self, numbers: Mapping[str, Any]) -> None:
+        """Takes over the numbers of another."""
+        for name in self.numbers():
+            setattr(self, name, int(numbers[name]))
+
+
+def _cosine(part: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))

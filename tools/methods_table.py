@@ -1,0 +1,92 @@
+"""What each search method reaches at equal bytes on MNIST with a 300-100 perceptron; keeps it in docs/methods.json.
+
+    python tools/methods_table.py --data ../shared/data/mnist                # about half an hour on two cores
+    python tools/methods_table.py --data ../shared/data/mnist --only auto    # one method; others stay
+    python tools/methods_table.py --tables                                   # only the table of the README
+
+Every row is `smask encode --method M --target-size SIZE` with all other options alike: the same steps, scales, biases,
+seeds and coding, so that only the method differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from smask.measurement import facts
+from smask.search.methods import METHODS
+
+OUT = Path(__file__).parents[1] / "docs/methods.json"
+README = Path(__file__).parents[1] / "README.md"
+SIZES = ("4kB", "8kB")
+
+
+def search(method: str, size: str, seed: int, epochs: int, data: str) -> dict[str, Any]:
+    options = ["--method", method, "--target-size", size, "--epochs", str(epochs), "--seed", str(seed)]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "smask", "encode", "--data", data, *options, "-q", "--json"]
+        done = subprocess.run([*command, "-o", f"{folder}/out.smask"], check=True, stdout=subprocess.PIPE, text=True)
+    printed = json.loads(done.stdout)
+    keys = ("accuracy", "n_bytes", "n_kept", "n_weights", "epochs", "seed", "seconds_search")
+    return {"command": " ".join(["smask encode --data mnist", *options])} | {key: printed[key] for key in keys}
+
+
+def rows(report: dict[str, Any]) -> list[str]:
+    sizes = report["sizes"]
+    lines = [f"| method | {' | '.join(f'{size}: accuracy, bytes, kept' for size in sizes)} |", "|---" * 3 + "|"]
+    for method in METHODS:
+        if method not in report["methods"]:
+            continue
+        cells = []
+        for size in sizes:
+            runs = report["methods"][method][size]
+            accuracy = statistics.mean(run["accuracy"] for run in runs)
+            n_bytes = statistics.mean(run["n_bytes"] for run in runs)
+            kept = statistics.mean(run["n_kept"] / run["n_weights"] for run in runs)
+            cells.append(f"{accuracy:.2%}, {n_bytes:,.0f}, {kept:.1%}")
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return lines
+
+
+def write_tables(report: dict[str, Any]) -> int:
+    text = README.read_text(encoding="utf-8")
+    start, end = "<!-- methods -->\n", "<!-- /methods -->"
+    before, _, rest = text.partition(start)
+    text = before + start + "".join(f"{line}\n" for line in rows(report)) + end + rest.partition(end)[2]
+    README.write_text(text, encoding="utf-8")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="", metavar="DIR")
+    parser.add_argument("--only", default="", metavar="METHOD")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
+    arguments = parser.parse_args()
+    if arguments.tables:
+        return write_tables(json.loads(OUT.read_text()))
+    if not arguments.data:
+        parser.error("--data is needed to measure")
+    report = json.loads(OUT.read_text()) if OUT.exists() else {"methods": {}}
+    report |= {"machine": facts(), "sizes": list(SIZES)}
+    for method in METHODS:
+        if arguments.only in ("", method):
+            print(method, file=sys.stderr)
+            report["methods"][method] = {
+                size: [search(method, size, seed, arguments.epochs, arguments.data) for seed in range(arguments.seeds)]
+                for size in SIZES
+            }
+            OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    return write_tables(report)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
