@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArgumentError
-from . import screen
+from . import bars, screen
 
 if TYPE_CHECKING:
     from ..bench import Table
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = screen.device_of(arguments)
     tables: list[Table] = []
-    with screen.stages(len(shapes) * len(batches)) as progress, screen.compiling():
+    with bars.stages(len(shapes) * len(batches)) as progress, bars.compiling():
         for table in measure(
             shapes, batches, planes=arguments.planes, dtype=arguments.activations, names=names,
             rounds=arguments.rounds, device=device, progress=lambda text: progress(text, len(tables)),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import screen
+from . import bars, screen
 
 if TYPE_CHECKING:
     from ..conversion.report import ConversionReport
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..conversion.converter import convert_checkpoint
 
     calibrate = _inputs(arguments)
-    with screen.conversion_bar(quiet=arguments.quiet) as (progress, trained):
+    with bars.conversion_bar(quiet=arguments.quiet) as (progress, trained):
         report = convert_checkpoint(
             arguments.source, arguments.output, lossless=arguments.lossless or None, bits=arguments.bits,
             target_size=arguments.target_size, max_error=arguments.max_error, arch=arch, key=arguments.key, meta=meta,

@@ -25,7 +25,7 @@ from ..runs.size import TargetSize
 from ..search.accuracy import check_fit, score
 from ..search.data import Batches, Dataset, load_dataset
 from ..search.loop import find_masks
-from . import screen
+from . import bars, screen
 
 DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04)}
 # Steps of a search when the number of epochs is left to us.
@@ -102,7 +102,7 @@ class Job:
         checkpoints = self._checkpoints(folder) if folder else None
         if checkpoints and checkpoints.place:
             self._say(f"goes on from {checkpoints.place}")
-        with _kept_on_interrupt(checkpoints), screen.search_bar(quiet=arguments.quiet) as bar:
+        with _kept_on_interrupt(checkpoints), bars.search_bar(quiet=arguments.quiet) as bar:
             found = find_masks(
                 self._net, self._batches(), method=arguments.method, density=density, target=self._target,
                 density_rule=arguments.density_rule, first_density=arguments.first_density,
@@ -110,7 +110,7 @@ class Job:
                 base=arguments.base, scale=arguments.scale, learn_scale=not arguments.no_learn_scale,
                 learn_bias=not arguments.no_learn_bias, float_bits=arguments.float_bits,
                 float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
-                device=self.device, meta=self.meta, progress=screen.both(bar, self.log.progress if self.log else None),
+                device=self.device, meta=self.meta, progress=bars.both(bar, self.log.progress if self.log else None),
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
             )  # fmt: skip
         started = time.perf_counter()

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from . import screen
+from . import bars, screen
 
 EPILOG = """\
 examples:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     cut = screen.cut_of(arguments)
     model = codec.load(arguments.file, device=device, packed=packed, base=arguments.base, limits=limits, **cut)
     coverage = getattr(model, codec.COVERAGE)
-    with screen.compiling():
+    with bars.compiling():
         scored = score(model, load_dataset(arguments.data), device=device)
     rows = [
         ("accuracy", f"{scored.accuracy:.2%} of {screen.n(scored.n_inputs)} test inputs"),
