@@ -28,7 +28,7 @@ def test_commands_exist() -> None:
     from smask.cli.main import parser
 
     commands = next(action.choices for action in parser()._actions if action.choices)
-    used = re.findall(r"^smask (\w+)((?: +[^#\n]*)?)", "\n".join(blocks("bash")), re.MULTILINE)
+    used = re.findall(r"^smask (\w+)((?: +[^#\n]*)?)", "\n".join(blocks("bash")).replace("\\\n", ""), re.MULTILINE)
     assert {name for name, _ in used} == set(commands)
     for name, rest in used:
         commands[name].parse_args(rest.split())

@@ -54,7 +54,7 @@ elif what == "decode":
     report = {"seconds": round(time.perf_counter() - started, 3)}
 elif what == "zstd":
     import io
-    from smask.conversion.checkpoints import open_checkpoint
+    from smask.checkpoints import open_checkpoint
     checkpoint = open_checkpoint(source)
     state = {entry.name: checkpoint.read(entry.name) for entry in checkpoint.entries}
     started = time.perf_counter()
@@ -87,7 +87,7 @@ print(json.dumps({"qp": int(sys.argv[2]), "n_bytes": len(stream), "seconds": rou
 ARRAYS = """
 import sys
 import numpy as np
-from smask.conversion.checkpoints import open_checkpoint
+from smask.checkpoints import open_checkpoint
 checkpoint = open_checkpoint(sys.argv[1])
 tensors = {entry.name: checkpoint.read(entry.name) for entry in checkpoint.entries}
 np.savez(sys.argv[2], **{name: t.float().numpy() for name, t in tensors.items() if t.is_floating_point()})
