@@ -48,9 +48,11 @@ def test_figures_are_the_measured_ones() -> None:
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import measurements
+        import methods_table
         import packed_table
     finally:
         sys.path.pop(0)
     assert "\n".join(packed_table.rows(json.loads((ROOT / "docs/bench.json").read_text()))) in README
+    assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
         assert "\n".join(rows) in README

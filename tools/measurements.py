@@ -114,6 +114,7 @@ def main() -> int:
         parser.error("--data is needed to measure")
     report = json.loads(OUT.read_text()) if OUT.exists() else {"searches": {}}
     report["machine"] = facts()
+    report["searches"] = {name: run for name, run in report["searches"].items() if name in SEARCHES}
     with tempfile.TemporaryDirectory() as folder:
         for name, options in SEARCHES.items():
             needed = arguments.only in "codings" and name == "mnist lenet-300-100"

@@ -20,8 +20,8 @@ examples:
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
 
 data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
-methods: auto, and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, threshold, biprop,
-signed, multicoat.
+methods: auto, and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed,
+multicoat.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
 resnet56, or a .json file in the form of the specification, section 13.
 """

@@ -123,10 +123,10 @@ def find_masks(
     weights = maskable(model, only)
     shapes = {name: one.weight.shape for name, one in weights.items()}
 
-    def densities_by_rule(density: float) -> dict[str, float]:
+    def densities_at(density: float) -> dict[str, float]:
         return layer_densities(shapes, density=density, rule=density_rule, first=first_density, last=last_density)
 
-    densities = densities_by_rule(density if target is None else DENSEST)
+    densities = densities_at(density if target is None else DENSEST)
     settings = {
         "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
         "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
@@ -154,9 +154,6 @@ def find_masks(
         )
         biases = zero_biases(model, weights, learn=learn_bias)
         search = Search(model, layers, Schedule.of(epochs * n_batches, lr=lr, hold=hold, settle=settle))
-
-        def densities_at(density: float) -> Mapping[str, float]:
-            return method_of.shares(layers, density) if method_of.shares else densities_by_rule(density)
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
             coded = coded_tensors(layers, levels, floats)

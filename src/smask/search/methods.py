@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import learned_densities
 from .scores import TEMPERATURE, MaskedWeight
 
 # About a hundred steps of Adam at the default rate lie between the best and the worst score at the start.
@@ -47,8 +46,6 @@ class Method:
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
         settle: Puts what is computed, not trained, into a layer, at refreshes and when levels are fixed.
-        shares: Densities that the search has chosen, given all layers and the density of all together; None where
-            a rule does.
         balance: Called at refreshes with the layers and the densities wanted now.
     """
 
@@ -63,7 +60,6 @@ class Method:
     falls: bool = True
     learns_scale: bool = True
     settle: Callable[[MaskedWeight], None] = nothing
-    shares: Callable[[Mapping[str, MaskedWeight], float], dict[str, float]] | None = None
     balance: Callable[[Mapping[str, MaskedWeight], Mapping[str, float]], None] = balance_thresholds
 
     @property
@@ -161,6 +157,19 @@ def mean_magnitude(layer: MaskedWeight) -> None:
     layer.scale.data.fill_(float(magnitudes[kept].mean()) if bool(kept.any()) else layer.deviation)
 
 
+def shift_probabilities(layers: Mapping[str, MaskedWeight], densities: Mapping[str, float]) -> None:
+    """Thresholds at which the probabilities of a layer have the wanted mean, by bisection over a sample."""
+    for name, layer in layers.items():
+        layer.now = density = densities[name]
+        sample = layer.sample()
+        low, high = float(sample.min()) - 1, float(sample.max()) + 1
+        for _ in range(30):
+            middle = (low + high) / 2
+            over = float(((sample - middle) / TEMPERATURE).sigmoid_().mean()) > density
+            low, high = (middle, high) if over else (low, middle)
+        layer.threshold.fill_((low + high) / 2)
+
+
 ZHOU = 'Zhou et al., "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask", NeurIPS 2019, section 5'
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -179,22 +188,15 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "bernoulli", f"{ZHOU}; here the probabilities are shifted so that their mean is the density wanted",
-            centred_scores, write_sampled, through_sigmoid, balance=learned_densities.shift_probabilities,
+            centred_scores, write_sampled, through_sigmoid, balance=shift_probabilities,
         ),
         Method(
             "bernoulli-expected", f"{ZHOU}, with the mean mask instead of a drawn one, whose gradient is exact",
-            centred_scores, write_expected, through_sigmoid, balance=learned_densities.shift_probabilities,
+            centred_scores, write_expected, through_sigmoid, balance=shift_probabilities,
         ),
         Method(
             "bernoulli-tutorial", f"{ZHOU}, with the gradient p * g of public tutorials",
-            centred_scores, write_sampled, times_probability, balance=learned_densities.shift_probabilities,
-        ),
-        Method(
-            "threshold",
-            'Louizos et al., "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018, section 2: a '
-            "price on every kept weight; here the bits that it adds to a plane, so dear that the density wanted is met",
-            centred_scores, write_above, learned_densities.priced,
-            shares=learned_densities.shares, balance=learned_densities.move_price,
+            centred_scores, write_sampled, times_probability, balance=shift_probabilities,
         ),
         Method(
             "biprop",

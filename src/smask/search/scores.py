@@ -42,7 +42,6 @@ class MaskedWeight:
         base: Frozen base weights, never saved: the seed regenerates them.
         sign: Their signs; the same tensor for the signed base.
         threshold: float32 [n_coats]; a weight has a coat for each that its rank is above.
-        price: float32 []; what a bit costs, for methods that learn densities.
         density: Kept weights over weights at the end.
         now: The same at the last refresh.
         kept: Base weights times final levels once these are fixed, else None.
@@ -67,7 +66,6 @@ class MaskedWeight:
         self.base = values.view(weight.shape)
         self.sign = self.base if kind == "signed" else self.base.sign()
         self.threshold = torch.zeros(method.n_coats, device=device)
-        self.price = torch.zeros((), device=device)
         self.kept: Tensor | None = None
         self.latent = nn.Parameter(self.sign.clone())
         # He et al., "Delving Deep into Rectifiers" (2015), section 2.2, with the fan-in that the mask leaves.
@@ -156,10 +154,7 @@ class MaskedWeight:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is not regenerated from the seed, not copied."""
-        return {
-            "latent": self.latent.detach(), "scale": self.scale.detach(), "threshold": self.threshold,
-            "price": self.price,
-        }  # fmt: skip
+        return {"latent": self.latent.detach(), "scale": self.scale.detach(), "threshold": self.threshold}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], *, levels: Tensor | None) -> None:

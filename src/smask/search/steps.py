@@ -148,9 +148,6 @@ class Search:
     def fix(self) -> dict[str, Tensor]:
         """Final levels, uint8 [n_weights] by name; the first call fixes them."""
         if not self.levels:
-            if self.method.shares:
-                for name, density in self.method.shares(self.layers, self.density_at_end()).items():
-                    self.layers[name].density = density
             self.keep(self.levels_of(self.counts()))
         return self.levels
 
