@@ -13,9 +13,10 @@ from torch import nn
 import smask
 from smask import errors, named_nets
 from smask.architectures import build
+from smask.coded import CodedTensor
 from smask.integrity import raw_bytes
 from smask.recipe import Recipe, recipe_of
-from smask.reconstruction import CodedTensor, reconstruct
+from smask.reconstruction import reconstruct
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

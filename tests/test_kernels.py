@@ -246,7 +246,7 @@ def test_without_a_compiler_it_says_so_once_and_runs() -> None:
     script = (
         "import warnings, torch\n"
         "from smask import kernels, packing, compiler\n"
-        "from smask.reconstruction import CodedTensor\n"
+        "from smask.coded import CodedTensor\n"
         "kernels.N_COMPILE_WEIGHTS = 0\n"
         "coded = CodedTensor((64, 64), 0, (torch.full((512,), 255, dtype=torch.uint8),), torch.ones(1))\n"
         "packed = packing.pack(coded, 1)\n"

@@ -13,11 +13,12 @@ from torch import nn
 import smask
 from smask import architectures, errors, named_nets
 from smask.cli.main import main
+from smask.coded import CodedTensor
 from smask.conversion.converter import convert_checkpoint
 from smask.conversion.mantissas import rounded
 from smask.conversion.overlay import Overlay
 from smask.recipe import Recipe
-from smask.reconstruction import CodedTensor, reconstruct, reconstruct_reference
+from smask.reconstruction import reconstruct, reconstruct_reference
 from smask.stored_tensors import difference_record
 from test_stored_tensors import exactly
 

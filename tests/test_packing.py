@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from smask import packing
+from smask.coded import CodedTensor
 from smask.errors import ArgumentError, UnsupportedError
-from smask.reconstruction import CodedTensor, reconstruct
+from smask.reconstruction import reconstruct
 
 SHAPES = [(1, 1), (3, 32), (5, 33), (7, 100), (64, 256), (2, 3, 3, 3), (6, 0), (0, 5), (4,)]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from smask import reconstruction
+from smask import fills, reconstruction
+from smask.coded import CodedTensor, parameter_problem
 from smask.errors import ArgumentError
 from smask.integrity import DTYPE_OF_NAME, raw_bytes
-from smask.reconstruction import CodedTensor
 
 IMPLEMENTATIONS = (reconstruction.reconstruct_reference, reconstruction.reconstruct)
 
@@ -71,8 +71,8 @@ def test_fast_is_the_reference(n_planes: int, base: str, channel: bool, flip: bo
 def test_chunks_meet_within_rows(monkeypatch: pytest.MonkeyPatch, n_planes: int, base: str) -> None:
     coded = random_coded((41, 173), n_planes=n_planes, channel=True, flip=True, base=base)
     expected = reconstruction.reconstruct_reference(coded, 2)
-    monkeypatch.setattr(reconstruction, "N_CHUNK", 64)
-    monkeypatch.setattr(reconstruction, "N_CHUNK_SIGNS", 256)
+    monkeypatch.setattr(fills, "N_CHUNK", 64)
+    monkeypatch.setattr(fills, "N_CHUNK_SIGNS", 256)
     assert torch.equal(raw_bytes(reconstruction.reconstruct(coded, 2)), raw_bytes(expected))
 
 
@@ -120,7 +120,7 @@ def test_range_of_parameters(scale: float, offset: float | None, problem: str | 
         (1,), 0, (torch.ones(1, dtype=torch.uint8),), torch.tensor([scale]),
         offset=None if offset is None else torch.tensor([offset]),
     )  # fmt: skip
-    found = reconstruction.parameter_problem(coded)
+    found = parameter_problem(coded)
     assert (found[0] if found else None) == problem
 
 
@@ -143,7 +143,7 @@ def test_flushing_subnormals_changes_nothing() -> None:
 def test_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
     cases = [random_coded((6, 40), n_planes=n, base=base, channel=True) for n, base in ((1, "signed"), (3, "uniform"))]
     expected = [raw_bytes(reconstruction.reconstruct(coded, 5)) for coded in cases]
-    reconstruction._TABLES.clear()
+    fills._TABLES.clear()
     torch.set_default_dtype(dtype)
     try:
         for implementation in IMPLEMENTATIONS:

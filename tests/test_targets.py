@@ -12,8 +12,9 @@ from torch import nn
 
 import smask
 from smask import architectures, named_nets
+from smask.coded import CodedTensor
 from smask.recipe import Recipe, attach
-from smask.reconstruction import CodedTensor, reconstruct
+from smask.reconstruction import reconstruct
 from smask.search.data import Batches, load_dataset
 from test_packing import random_coded
 

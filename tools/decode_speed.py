@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
+from smask.coded import CodedTensor
 from smask.measurement import facts, interleaved, ratio
-from smask.reconstruction import CodedTensor, reconstruct
+from smask.reconstruction import reconstruct
 
 
 def main() -> int:

@@ -12,9 +12,10 @@ from msgspec.structs import replace
 import smask
 from smask import integrity, manifest, prefixes
 from smask.bitcoding import Bits
+from smask.coded import CodedTensor
 from smask.draft import Draft
 from smask.recipe import EXTERNAL, Recipe
-from smask.reconstruction import CodedTensor, reconstruct_reference
+from smask.reconstruction import reconstruct_reference
 from smask.records import Record
 from smask.stored_tensors import coded_record, difference_record, difference_sections
 from vector_sections import packed

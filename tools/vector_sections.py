@@ -19,8 +19,8 @@ from smask import (
     records,
 )
 from smask.bitcoding import Bits
+from smask.coded import CodedTensor
 from smask.frames import compress
-from smask.reconstruction import CodedTensor
 
 
 def packed(bits: np.ndarray) -> np.ndarray:

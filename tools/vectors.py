@@ -28,9 +28,9 @@ from smask import (
     reconstruction,
     records,
 )
+from smask.coded import CodedTensor
 from smask.dtypes import N_BYTES_OF_DTYPE
 from smask.recipe import EXTERNAL, Recipe
-from smask.reconstruction import CodedTensor
 from vector_over import base_file, over_file, over_unfit, progressive_vectors, refused_over
 from vector_sections import (
     bases_vectors,

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import compiler, kernels, measurement
+from .coded import CodedTensor
 from .errors import ArgumentError
 from .packing import PackedMatrix, dense_rows, pack
-from .reconstruction import CodedTensor, reconstruct
+from .reconstruction import reconstruct
 
 SEED = 1
 N_GROUP = 128  # columns of one scale in torch's 4-bit kernel

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import architectures, container, integrity, modules, prefixes
+from .coded import CodedTensor, parameter_problem
 from .container import Limits
 from .contents import contents_of, dense_tensors
 from .draft import Draft
@@ -19,7 +20,7 @@ from .errors import ArchitectureError, ArgumentError, UnsupportedError
 from .integrity import NAME_OF_DTYPE
 from .prefixes import Cut
 from .recipe import Recipe, attach, recipe_of
-from .reconstruction import CodedTensor, parameter_problem, reconstruct
+from .reconstruction import reconstruct
 from .records import Manifest, Record
 from .sources import DEFAULT_LIMITS, BaseSource, Source, Tensors, base_of, check_device, open_source
 

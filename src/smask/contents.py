@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from . import bitcoding, floats, planes
+from .coded import CodedTensor
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
 from .origins import Base, Origins
-from .reconstruction import CodedTensor, reconstruct
+from .reconstruction import reconstruct
 from .records import bit_sections, n_byte_planes
 from .stored_tensors import coded_tensor, plain_tensor, restored_tensor, stored_tensor, values_tensor
 

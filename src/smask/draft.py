@@ -14,9 +14,9 @@ from torch import Tensor
 
 from . import bitcoding, container, floats, integrity, manifest, overlays, planes
 from .bitcoding import Bits
+from .coded import CodedTensor
 from .errors import ArgumentError
 from .integrity import NAME_OF_DTYPE
-from .reconstruction import CodedTensor
 from .records import Blob, Manifest, Record, bit_sections
 from .stored_tensors import coded_record, difference_record, difference_sections, plain_record, values_record
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import convolution, kernels, operators
+from .coded import CodedTensor
 from .convolution import Geometry
 from .errors import ArgumentError, UnsupportedError
 from .packing import PackedMatrix, dense_rows, pack, unpack
 from .recipe import attach, recipe_of
-from .reconstruction import CodedTensor
 
 # ``auto`` packs layers of at least as many weights: smaller ones are faster dense.
 N_AUTO_WEIGHTS = 1 << 20

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from . import bitdifference, integrity
+from .coded import CodedTensor
 from .origins import origin_problem
-from .reconstruction import CodedTensor, reconstruct
+from .reconstruction import reconstruct
 from .stored_tensors import smallest_exact
 
 

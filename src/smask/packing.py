@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import bases, philox
+from .coded import CodedTensor
 from .errors import ArgumentError, UnsupportedError
-from .reconstruction import CodedTensor
 
 N_WORD_COLUMNS = 32
 

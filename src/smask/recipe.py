@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .coded import CodedTensor
 from .errors import ArgumentError
-from .reconstruction import CodedTensor
 
 ATTRIBUTE = "smask_recipe"
 EXTERNAL: Mapping[str, Any] = {"kind": "external"}

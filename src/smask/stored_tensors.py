@@ -10,10 +10,10 @@ from torch import Tensor
 
 from . import bitdifference, floats, integrity, planes
 from .bitcoding import Bits
+from .coded import SMALLEST_OFFSET, CodedTensor, parameter_problem
 from .dtypes import N_BYTES_OF_DTYPE
 from .errors import FormatError
 from .integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
-from .reconstruction import SMALLEST_OFFSET, CodedTensor, parameter_problem
 from .records import Record, Scale
 
 # Elements that are tried at a time.

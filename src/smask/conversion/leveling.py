@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import bases
+from ..coded import CodedTensor
 from ..draft import Draft
-from ..reconstruction import CodedTensor, reconstruct
+from ..reconstruction import reconstruct
 from .rounding import Floats, Levels, centre
 
 # Weights whose squares are taken at a time.

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..coded import CodedTensor
 from ..recipe import Recipe, attach
-from ..reconstruction import CodedTensor, reconstruct
+from ..reconstruction import reconstruct
 from .scores import MaskedWeight
 
 
