@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..checkpoints import Checkpoint, Entry
 from ..errors import ArchitectureError, ArgumentError, TargetError
 from .allocation import AIM, TOLERANCE
 from .distillation import Inputs, outputs_of
-from .feedback import Feedback, levels_fed_back, listen
+from .feedback import DAMPINGS, Feedback, levels_fed_back, listen
 from .goals import Goal
 from .leveling import Leveled, leveled, windows
 from .lossy import LossyModel, Pass
@@ -102,11 +103,17 @@ class CalibratedSearch:
             step = refinement.step_of(max(1.0, self._limit * AIM - beside))
         else:
             moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
-            self._feedback = {name: [Feedback.of(group) for group in groups] for name, groups in moments.items()}
-        return self._nearest(refinement, step)
+            found = []
+            for damping in DAMPINGS:
+                self._feedback = {
+                    name: [Feedback.of(group, damping=damping) for group in groups] for name, groups in moments.items()
+                }
+                found.append(self._nearest(refinement, step))
+            return min(found, key=itemgetter(0))[1]
+        return self._nearest(refinement, step)[1]
 
-    def _nearest(self, refinement: Refinement, step: float) -> Pass:
-        """Moves the step until the file has its size."""
+    def _nearest(self, refinement: Refinement, step: float) -> tuple[float, Pass]:
+        """Moves the step until the file has its size; how far the network then is from the given one, and the file."""
         floats = dict[str, Tensor]()
         finer, coarser, costs = 0.0, math.inf, dict[float, int]()
         best: tuple[int, Pass] | None = None
@@ -130,7 +137,8 @@ class CalibratedSearch:
             raise TargetError(self._limit, min(costs.values()))
         floats = self._floats(refinement, best_rounded)
         done = self._draft(best_rounded, floats, best[1].step)
-        return done if self._cost(done) <= self._limit else best[1]
+        far = refinement.distance({name: leveled.dense for name, leveled in best_rounded.items()}, n=N_LISTENED)
+        return far, done if self._cost(done) <= self._limit else best[1]
 
     def _next(self, costs: Mapping[float, int], finer: float, coarser: float) -> float:
         aim = AIM * self._limit

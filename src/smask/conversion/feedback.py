@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from .distillation import outputs_of
 from .rounding import SLOPE, Floats, Levels, Rule
 
-# This part of the mean of the diagonal is added to it, as in GPTQ.
-DAMPING = 0.01
+# Parts of the mean of the diagonal that are added to it: little, as in GPTQ, or more, which is better where levels are
+# few and an error that is handed on costs more bits than it saves.
+DAMPINGS = (0.01, 0.1, 1.0)
 # Columns after which errors are handed on to all others at once.
 N_BLOCK = 64
 # Wider inputs would take minutes to solve for.
@@ -116,12 +117,12 @@ class Feedback:
     prices: Moments
 
     @classmethod
-    def of(cls, moments: Moments) -> Feedback:
+    def of(cls, moments: Moments, *, damping: float = DAMPINGS[0]) -> Feedback:
         """From the second moments of inputs, float64 [columns, columns]."""
         n_columns, mean = len(moments), float(np.diag(moments).mean()) if len(moments) else 0.0
         if not mean > 0 or not np.isfinite(moments).all():
             moments, mean = np.eye(n_columns), 1.0
-        damped = moments / mean + DAMPING * np.eye(n_columns)
+        damped = moments / mean + damping * np.eye(n_columns)
         order = np.argsort(-np.diag(damped), kind="stable")
         factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
         prices = np.diag(factor) ** 2

@@ -146,6 +146,16 @@ class Refinement:
         """Gives batch norms the statistics that follow from weights, by name, in place of those behind the rounding."""
         self._statistics.follow(self.student, {name: weight.detach().float() for name, weight in weights.items()})
 
+    @torch.no_grad()
+    def distance(self, weights: Mapping[str, Tensor], *, n: int) -> float:
+        """How far the network with such weights is from the given one, over so many inputs."""
+        dense, total, n_seen = {name: weight.float() for name, weight in weights.items()}, 0.0, 0
+        for batch in self._inputs.some(n):
+            got = outputs_of(torch.func.functional_call(self.student, dense, (batch,)))
+            total += len(batch) * float(divergence(got, outputs_of(self._teacher(batch))))
+            n_seen += len(batch)
+        return total / n_seen
+
     def floats(self) -> dict[str, Tensor]:
         """Everything that is not rounded, as it is now."""
         return {name: tensor for name, tensor in self.student.state_dict().items() if name not in self._names}
