@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -52,16 +53,6 @@ class Calibration:
     trained: Callable[[int, int, float], None] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """A file of the right size: how far its network is from the given one, its bytes, and its rounded tensors."""
-
-    far: float
-    cost: int
-    done: Pass
-    rounded: Mapping[str, Leveled]
-
-
 class CalibratedSearch:
     """Finds the file of a size whose network does most nearly what the given one did."""
 
@@ -99,32 +90,30 @@ class CalibratedSearch:
             TargetError: No file of the checkpoint is so small.
         """
         refinement = Refinement(self._calibration.model, self._names, self._inputs)
-        best = self._fed_back(refinement)
-        if not self._calibration.epochs:
-            return best.done
-        # What is beside the planes comes from a file; planes alone are what the training keeps the size of.
-        refinement.start(best.rounded, best.done.step)
-        beside = best.cost - refinement.n_bytes(best.done.step)
-        n_bytes = max(1.0, self._limit * AIM - beside)
-        n_steps = max(1, math.ceil(self._calibration.epochs * len(self._inputs) / N_BATCH))
-        refinement.run(n_bytes, n_steps, progress=self._calibration.trained)
-        self._feedback = {}
-        return self._nearest(refinement, refinement.step_of(n_bytes)).done
+        step = refinement.step_of(self._limit)
+        if self._calibration.epochs:
+            # What is beside the planes comes from a file; planes alone are what the training keeps the size of.
+            step, beside = refinement.step_of(self._limit), 0.0
+            for _ in range(2):
+                rounded = refinement.leveled(step, self._dtypes)
+                beside = self._cost(self._draft(rounded, {}, step)) - refinement.n_bytes(step)
+                step = refinement.step_of(max(1.0, self._limit * AIM - beside))
+            n_steps = max(1, math.ceil(self._calibration.epochs * len(self._inputs) / N_BATCH))
+            refinement.run(max(1.0, self._limit * AIM - beside), n_steps, progress=self._calibration.trained)
+            step = refinement.step_of(max(1.0, self._limit * AIM - beside))
+        else:
+            moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
+            found = []
+            for damping in DAMPINGS:
+                self._feedback = {
+                    name: [Feedback.of(group, damping=damping) for group in groups] for name, groups in moments.items()
+                }
+                found.append(self._nearest(refinement, step))
+            return min(found, key=itemgetter(0))[1]
+        return self._nearest(refinement, step)[1]
 
-    def _fed_back(self, refinement: Refinement) -> _Found:
-        """The best file without training: feedback at the damping that keeps the outputs best."""
-        step, found = refinement.step_of(self._limit), []
-        moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
-        for damping in DAMPINGS:
-            self._feedback = {
-                name: [Feedback.of(group, damping=damping) for group in groups] for name, groups in moments.items()
-            }
-            found.append(self._nearest(refinement, step))
-            step = found[-1].done.step
-        return min(found, key=lambda each: each.far)
-
-    def _nearest(self, refinement: Refinement, step: float) -> _Found:
-        """Moves the step until the file has its size."""
+    def _nearest(self, refinement: Refinement, step: float) -> tuple[float, Pass]:
+        """Moves the step until the file has its size; how far the network then is from the given one, and the file."""
         floats = dict[str, Tensor]()
         finer, coarser, costs = 0.0, math.inf, dict[float, int]()
         best: tuple[int, Pass] | None = None
@@ -149,8 +138,7 @@ class CalibratedSearch:
         floats = self._floats(refinement, best_rounded)
         done = self._draft(best_rounded, floats, best[1].step)
         far = refinement.distance({name: leveled.dense for name, leveled in best_rounded.items()}, n=N_LISTENED)
-        cost = self._cost(done)
-        return _Found(far, cost, done, best_rounded) if cost <= self._limit else _Found(far, *best, best_rounded)
+        return far, done if self._cost(done) <= self._limit else best[1]
 
     def _next(self, costs: Mapping[float, int], finer: float, coarser: float) -> float:
         aim = AIM * self._limit

@@ -32,12 +32,8 @@ N_BATCH = 64
 # Steps after which the rules are made anew.
 N_REFRESH = 20
 LR = 1e-3
-# Steps from which on that rate pays: fewer cannot repair what it stirs up, and get less of it.
-N_FULL_RATE = 600
 # The part of all steps in which the learning rate rises to its height; it then falls along a cosine.
 WARM_UP = 0.05
-# Weights that are moved to another level go so far into it, in steps.
-MARGIN = 2.0**-5
 # Weight of the newest loss in the running mean that says what a bit is worth.
 NEWEST = 0.05
 # Octaves between steps that are as good as the same.
@@ -67,27 +63,6 @@ class Refinement:
         self._look()
         self.loss = math.nan
 
-    @torch.no_grad()
-    def start(self, rounded: Mapping[str, Leveled], step: float) -> None:
-        """Moves weights no farther than it takes for each to have a given level at a step: the training goes on there.
-
-        Args:
-            rounded: Levels of all weights.
-            step: At which they were found.
-        """
-        self._look()
-        for name, (rule, own) in self.rules(step).items():
-            weights = self._parameters[name]
-            levels = torch.from_numpy(rounded[name].levels).reshape(weights.shape)
-            edges = torch.from_numpy(np.concatenate([[-np.inf], rule.edges, [np.inf]]).astype(np.float32))
-            magnitude, scaled = levels.abs().clamp(max=len(rule.edges)).long(), weights / own
-            # Within the cell of the level, on its side of zero; a level of 0 leaves the sign as it is.
-            signed = torch.where(levels == 0, scaled.abs(), scaled * levels.sign())
-            low, high = edges[magnitude] + MARGIN, edges[magnitude + 1] - MARGIN
-            inside = torch.where(low < high, signed.clamp(low, high), (low + high) / 2)
-            sign = torch.where(levels == 0, scaled.sign(), levels.sign().float())
-            weights.copy_(inside.clamp(min=0) * sign * own)
-
     def run(self, n_bytes: float, n_steps: int, *, progress: Callable[[int, int, float], None] | None = None) -> None:
         """Trains with planes of so many bytes.
 
@@ -103,14 +78,14 @@ class Refinement:
             parameter.requires_grad_(parameter.is_floating_point())
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=LR)
-        n_warm, highest = max(1, round(WARM_UP * n_steps)), LR * min(1.0, n_steps / N_FULL_RATE)
+        n_warm = max(1, round(WARM_UP * n_steps))
         rules: dict[str, tuple[Rule, float]] = {}
         n_kept = 0
         for step in range(n_steps):
             if step % N_REFRESH == 0:
                 rules = self.rules(self.step_of(n_bytes))
                 n_kept = sum(int((self._levels(name, *rules[name]) > 0).sum()) for name in self._names)
-            rate = highest * min(1.0, (step + 1) / n_warm) * (1 + math.cos(math.pi * step / n_steps)) / 2
+            rate = LR * min(1.0, (step + 1) / n_warm) * (1 + math.cos(math.pi * step / n_steps)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = self._inputs.batch(N_BATCH)
