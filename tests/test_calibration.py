@@ -14,13 +14,14 @@ from torch import nn
 import smask
 from smask import architectures
 from smask.cli.main import main
+from smask.conversion import refinement
 from smask.conversion.converter import convert_checkpoint
 from smask.conversion.distillation import Inputs, divergence
 from smask.conversion.feedback import Feedback, columns, levels_fed_back
 from smask.conversion.goals import size_of
 from smask.conversion.rounding import learn, levels_of
 from smask.conversion.statistics import Statistics
-from smask.errors import ArchitectureError, ArgumentError
+from smask.errors import ArchitectureError, ArgumentError, DivergedError, TargetError
 from smask.search.data import digits
 
 ARCH = {
@@ -237,6 +238,25 @@ def test_what_cannot_be(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path
     with pytest.raises(ArchitectureError) as fit:
         convert_checkpoint(trained, out, bits=3, calibrate=inputs[:, :, 0])
     assert "do not go through" in str(fit.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("refine", [0, 1])
+def test_a_size_out_of_reach(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
+    with pytest.raises(TargetError) as caught:
+        convert_checkpoint(trained, tmp_path / "m.smask", target_size=300, calibrate=inputs, refine=refine)
+    assert caught.value.target == 300 < caught.value.least < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite(
+    trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refinement, "LR", 1e30)
+    with pytest.raises(DivergedError) as caught:
+        convert_checkpoint(trained, tmp_path / "m.smask", bits=3, calibrate=inputs, refine=2)
+    assert 1 < caught.value.step <= 19
+    assert "--refine" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

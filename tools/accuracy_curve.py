@@ -90,10 +90,9 @@ def calibrated(
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     out, data = folder / "out.smask", load_dataset(arguments.eval)
     size, _, epochs = setting.partition("@")
-    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))
     report = convert_checkpoint(
         arguments.checkpoint, out, target_size=size, arch=arch, overwrite=True, refine=int(epochs or 0),
-        calibrate=data.inputs(data.x_train[order[: arguments.samples]]), trained=_say,
+        calibrate=data.sample(arguments.samples), trained=_say,
     )  # fmt: skip
     known = {"n_bytes": report.n_bytes, "seconds_convert": report.seconds, "n_samples": arguments.samples}
     return smask.load(out), known | {"epochs": int(epochs or 0)}

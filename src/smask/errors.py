@@ -70,16 +70,17 @@ class TargetError(SmaskError):
 
 @dataclass(eq=False)
 class DivergedError(SmaskError):
-    """A search whose loss is no longer finite: the step, from 1, the loss, and where its last good state is."""
+    """A search or training whose loss is no longer finite: the step, from 1, and where its last good state is."""
 
     exit_code: ClassVar[int] = 1
     step: int
     loss: float
     checkpoint: str | None
+    advice: str = "try a lower learning rate (--lr)"
 
     def __str__(self) -> str:
         kept = f"the last good checkpoint is {self.checkpoint}" if self.checkpoint else "no checkpoint was kept"
-        return f"the loss was {self.loss} at step {self.step:,}; {kept}; try a lower learning rate (--lr)"
+        return f"the loss was {self.loss} at step {self.step:,}; {kept}; {self.advice}"
 
 
 @dataclass(eq=False)

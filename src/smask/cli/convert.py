@@ -118,20 +118,16 @@ def _arch(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _inputs(arguments: argparse.Namespace) -> Any:
-    """Inputs for a calibration: as many as wanted of the training part, evenly from everywhere."""
+    """Inputs for a calibration."""
     from ..errors import ArgumentError
 
     if arguments.calibrate is None:
         return None
     if arguments.samples < 1:
         raise ArgumentError("--samples", arguments.samples, "at least 1")
-    import torch
-
     from ..search.data import load_dataset
 
-    data = load_dataset(arguments.calibrate)
-    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))
-    return data.inputs(data.x_train[order[: arguments.samples]])
+    return load_dataset(arguments.calibrate).sample(arguments.samples)
 
 
 def _numbers(arguments: argparse.Namespace, option: str) -> list[float] | None:

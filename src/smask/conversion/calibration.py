@@ -93,52 +93,59 @@ class CalibratedSearch:
         step = refinement.step_of(self._limit)
         if self._calibration.epochs:
             # What is beside the planes comes from a file; planes alone are what the training keeps the size of.
-            step, beside = refinement.step_of(self._limit), 0.0
+            n_bytes = float(self._limit)
             for _ in range(2):
-                rounded = refinement.leveled(step, self._dtypes)
-                beside = self._cost(self._draft(rounded, {}, step)) - refinement.n_bytes(step)
-                step = refinement.step_of(max(1.0, self._limit * AIM - beside))
+                done, spool = self._draft(refinement.leveled(step, self._dtypes), {}, step)
+                n_bytes = max(1.0, self._limit * AIM - self._cost(done) + refinement.n_bytes(step))
+                spool.close()
+                step = refinement.step_of(n_bytes)
             n_steps = max(1, math.ceil(self._calibration.epochs * len(self._inputs) / N_BATCH))
-            refinement.run(max(1.0, self._limit * AIM - beside), n_steps, progress=self._calibration.trained)
-            step = refinement.step_of(max(1.0, self._limit * AIM - beside))
-        else:
-            moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
-            found = []
-            for damping in DAMPINGS:
-                self._feedback = {
-                    name: [Feedback.of(group, damping=damping) for group in groups] for name, groups in moments.items()
-                }
-                found.append(self._nearest(refinement, step))
-            return min(found, key=itemgetter(0))[1]
-        return self._nearest(refinement, step)[1]
+            refinement.run(n_bytes, n_steps, progress=self._calibration.trained)
+            return self._nearest(refinement, refinement.step_of(n_bytes))[1]
+        moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
+        found = []
+        for damping in DAMPINGS:
+            self._feedback = {
+                name: [Feedback.of(group, damping=damping) for group in groups] for name, groups in moments.items()
+            }
+            found.append(self._nearest(refinement, step))
+        return min(found, key=itemgetter(0))[1]
 
     def _nearest(self, refinement: Refinement, step: float) -> tuple[float, Pass]:
         """Moves the step until the file has its size; how far the network then is from the given one, and the file."""
         floats = dict[str, Tensor]()
         finer, coarser, costs = 0.0, math.inf, dict[float, int]()
-        best: tuple[int, Pass] | None = None
-        for _ in range(MAX_PASSES):
-            if step in costs:
+        best: tuple[int, Pass, BinaryIO, dict[str, Leveled]] | None = None
+        # The last try is the coarsest step, which shows what is the least.
+        for left in reversed(range(MAX_PASSES)):
+            if best is None and (left == 0 or step in costs):
+                step, left = refinement.step_of(0), 0
+            elif step in costs:
                 break
             rounded = self._rounded(refinement, step)
             if not floats:
                 # Statistics that a later step changes by a hair do not change the size.
                 floats = self._floats(refinement, rounded)
-            done = self._draft(rounded, floats, step)
+            done, spool = self._draft(rounded, floats, step)
             cost = costs[step] = self._cost(done)
             if cost <= self._limit and (best is None or cost > best[0]):
-                best = cost, done
-                best_rounded = rounded
-            if (1 - TOLERANCE) * self._limit <= cost <= self._limit:
+                if best is not None:
+                    best[2].close()
+                best = cost, done, spool, rounded
+            else:
+                spool.close()
+            if left == 0 or (1 - TOLERANCE) * self._limit <= cost <= self._limit:
                 break
             finer, coarser = (step, coarser) if cost > self._limit else (finer, step)
             step = self._next(costs, finer, coarser)
         if best is None:
             raise TargetError(self._limit, min(costs.values()))
-        floats = self._floats(refinement, best_rounded)
-        done = self._draft(best_rounded, floats, best[1].step)
-        far = refinement.distance({name: leveled.dense for name, leveled in best_rounded.items()}, n=N_LISTENED)
-        return far, done if self._cost(done) <= self._limit else best[1]
+        _, before, spool, rounded = best
+        done, again = self._draft(rounded, self._floats(refinement, rounded), before.step)
+        far = refinement.distance({name: leveled.dense for name, leveled in rounded.items()}, n=N_LISTENED)
+        fits = self._cost(done) <= self._limit
+        (spool if fits else again).close()
+        return far, done if fits else before
 
     def _next(self, costs: Mapping[float, int], finer: float, coarser: float) -> float:
         aim = AIM * self._limit
@@ -172,8 +179,11 @@ class CalibratedSearch:
         floats = refinement.floats()
         return {name: value.to(self._dtypes[name]) for name, value in floats.items() if name in self._dtypes}
 
-    def _draft(self, rounded: Mapping[str, Leveled], floats: Mapping[str, Tensor], step: float) -> Pass:
-        return self._lossy.draft(step, self._spool(), self._progress, given={**floats, **rounded})
+    def _draft(
+        self, rounded: Mapping[str, Leveled], floats: Mapping[str, Tensor], step: float
+    ) -> tuple[Pass, BinaryIO]:
+        spool = self._spool()
+        return self._lossy.draft(step, spool, self._progress, given={**floats, **rounded}), spool
 
     def _cost(self, done: Pass) -> int:
         return done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta)

@@ -81,7 +81,8 @@ def convert_checkpoint(
         CheckpointError: The checkpoint is damaged, wants to run code, or holds something that cannot be kept.
         ArgumentError: The output or the goal is not usable.
         TargetError: No file of the checkpoint is so small.
-        ArchitectureError: The checkpoint does not fit the architecture.
+        ArchitectureError: The checkpoint does not fit the architecture or the model, or the inputs do not.
+        DivergedError: The loss of ``refine`` is no longer finite.
         OutputError: The system refused to write.
         OSError: The source cannot be read.
     """

@@ -50,6 +50,8 @@ def listen(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) ->
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def take(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if not arguments:  # called with names alone
+                return
             seen = columns(module, arguments[0].detach().float())
             moments[name] = moments.get(name, 0.0) + (seen.transpose(1, 2) @ seen).double().numpy()
 

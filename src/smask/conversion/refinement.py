@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import DivergedError
 from .distillation import Inputs, divergence, outputs_of
 from .leveling import Leveled, leveled, windows
 from .lossy import CODER, N_SAMPLE
@@ -72,7 +73,7 @@ class Refinement:
             progress: Called after each with the steps done, those of all, and the running loss.
 
         Raises:
-            FloatingPointError: The loss is not finite.
+            DivergedError: The loss is not finite.
         """
         for parameter in self.student.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
@@ -97,7 +98,7 @@ class Refinement:
             loss.backward()  # type: ignore[no-untyped-call]
             newest = float(loss.detach())
             if not math.isfinite(newest):
-                raise FloatingPointError(f"the loss of step {step} is {newest}")
+                raise DivergedError(step + 1, newest, None, "convert without training: refine=0, no --refine")
             self.loss = newest if math.isnan(self.loss) else (1 - NEWEST) * self.loss + NEWEST * newest
             self._charge(rules, 2 * math.log(2) * self.loss / max(1, n_kept))
             optimizer.step()

@@ -83,6 +83,11 @@ class Dataset:
             replace(self, x_train=x[rest], y_train=y[rest], x_test=x[aside], y_test=y[aside]),
         )
 
+    def sample(self, n_inputs: int) -> Tensor:
+        """So many training inputs as the net sees them, or all if there are fewer; always the same ones."""
+        order = torch.randperm(len(self.x_train), generator=torch.Generator().manual_seed(0))
+        return self.inputs(self.x_train[order[:n_inputs]])
+
     def inputs(self, x: Tensor) -> Tensor:
         """What the net sees: float32, uint8 divided by ``top``."""
         return x.to(torch.float32) / self.top if x.dtype == torch.uint8 else x
