@@ -32,8 +32,13 @@ from .statistics import Statistics, live
 N_BATCH = 64
 # Steps after which the rules are made anew.
 N_REFRESH = 20
-LR = 1e-3
-# The part of all steps in which the learning rate rises to its height; it then falls along a cosine.
+# An update moves a weight by about so much of its step: what is right for coarse steps undoes a fine rounding. Chosen on
+# training images that were set aside (ResNet-20 at 30 kB, 800 updates): agreement with the given network 93.1 % at
+# 1/333, 93.6 % at 1/200, 92.7 % at 1/125.
+RATE = 1 / 200
+# And a norm or a bias by so much.
+FLOAT_RATE = 1e-3
+# The part of all updates in which the rates rise to their height; they then fall along a cosine.
 WARM_UP = 0.05
 # Weight of the newest loss in the running mean that says what a bit is worth.
 NEWEST = 0.05
@@ -77,8 +82,10 @@ class Refinement:
         """
         for parameter in self.student.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=LR)
+        # The rate of a weight goes by its step, so that each has its own group; last the one of norms and biases.
+        floats = [value for name, value in self._parameters.items() if name not in self._names and value.requires_grad]
+        parts = [[self._parameters[name]] for name in self._names] + [floats]
+        optimizer = torch.optim.Adam([{"params": part} for part in parts])
         n_warm = max(1, round(WARM_UP * n_steps))
         rules: dict[str, tuple[Rule, float]] = {}
         n_kept = 0
@@ -86,9 +93,10 @@ class Refinement:
             if step % N_REFRESH == 0:
                 rules = self.rules(self.step_of(n_bytes))
                 n_kept = sum(int((self._levels(name, *rules[name]) > 0).sum()) for name in self._names)
-            rate = LR * min(1.0, (step + 1) / n_warm) * (1 + math.cos(math.pi * step / n_steps)) / 2
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            part = min(1.0, (step + 1) / n_warm) * (1 + math.cos(math.pi * step / n_steps)) / 2
+            rates = [RATE * rules[name][1] for name in self._names] + [FLOAT_RATE]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = part * rate
             batch = self._inputs.batch(N_BATCH)
             with torch.no_grad():
                 wanted = outputs_of(self._teacher(batch))
