@@ -32,8 +32,8 @@ from .statistics import Statistics, live
 N_BATCH = 64
 # Steps after which the rules are made anew.
 N_REFRESH = 20
-# An update moves a weight by about so much of its step: what is right for coarse steps undoes a fine rounding. Chosen on
-# training images that were set aside (ResNet-20 at 30 kB, 800 updates): agreement with the given network 93.1 % at
+# An update moves a weight by about so much of its step: what is right for a coarse step undoes a fine rounding. Chosen
+# on training images that were set aside (ResNet-20 at 30 kB, 800 updates): agreement with the given network 93.1 % at
 # 1/333, 93.6 % at 1/200, 92.7 % at 1/125.
 RATE = 1 / 200
 # And a norm or a bias by so much.
