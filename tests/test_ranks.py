@@ -25,7 +25,7 @@ from smask.recipe import recipe_of
 from smask.search.accuracy import score
 from smask.search.data import Batches, Dataset, digits
 from smask.search.progress import Progress
-from smask.search.ranks import Ranks, mixed
+from smask.search.ranks import N_ALONE, Ranks, mixed
 from smask.search.snapshots import Snapshot
 from smask.search.steps import running_statistics
 
@@ -159,6 +159,10 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
         raise ArgumentError("checkpoint", "x", "y")
 
     texts["snapshot"] = refusal(lambda: Ranks(group, CPU).snapshot(refuse))
+    tensors = [torch.full((2,), 1.0 + rank), torch.full((N_ALONE,), 3.0 * rank), torch.full((600, 600), 2.0).t()]
+    for part in (tensors, tensors[1:2]):
+        Ranks(group, CPU).sum(part)
+    texts["sums"] = [[float(t.min()), float(t.max())] for t in tensors]
     # A rank that does not answer, then one that is gone.
     impatient = dist.new_group(timeout=timedelta(seconds=2))
     if rank == 0:
@@ -254,6 +258,10 @@ def test_command_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
 
 
+def test_large_and_small_sums(results: Path) -> None:
+    assert texts_of(results, 0)["sums"] == texts_of(results, 1)["sums"] == [[3, 3], [6, 6], [4, 4]]
+
+
 def test_progress_counts_the_inputs_of_all(results: Path) -> None:
     seen: list[Progress] = []
     search("mlp", progress=seen.append)
@@ -264,8 +272,8 @@ def test_progress_counts_the_inputs_of_all(results: Path) -> None:
 def test_ranks_that_differ_are_told(results: Path) -> None:
     for rank in (0, 1):
         texts = texts_of(results, rank)
-        for name in ("settings", "batches"):
-            assert f"RankError: rank {rank} of 2: {name} of rank 1 are not those of rank 0" in texts[name]
+        for name, what in (("settings", "lr"), ("batches", "batches")):
+            assert f"RankError: rank {rank} of 2: {what} of rank 1 not as of rank 0" in texts[name]
     assert texts_of(results, 0)["snapshot"].startswith("ArgumentError: checkpoint")
     assert "rank 0 said: checkpoint" in texts_of(results, 1)["snapshot"]
 

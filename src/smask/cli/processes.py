@@ -32,7 +32,7 @@ class Processes:
 
 def rank() -> int:
     """Which of the processes that ``torchrun`` started this is, 0 for one alone."""
-    return _number("RANK") if _number("WORLD_SIZE") > 1 else 0
+    return _number("RANK") if _size() > 1 else 0
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def joined(device: str, *, timeout: float) -> Iterator[Processes]:
     from ..errors import ArgumentError, RankError
     from ..sources import check_device
 
-    size, local = _number("WORLD_SIZE"), _number("LOCAL_RANK")
+    size, local = _size(), _number("LOCAL_RANK")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if size <= 1:
         yield Processes(None, check_device(name))
@@ -77,6 +77,11 @@ def joined(device: str, *, timeout: float) -> Iterator[Processes]:
     yield Processes(dist.group.WORLD, here, dist.get_rank(), size)
     # Not after an error: this would wait for those who will not come.
     dist.destroy_process_group()
+
+
+def _size() -> int:
+    """How many processes ``torchrun`` started; a number without an address is of another launcher."""
+    return _number("WORLD_SIZE") if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
 
 
 def _number(name: str) -> int:

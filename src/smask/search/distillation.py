@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 
+# Of :func:`divergence`, where the network that learns can become nearly the same as its teacher.
 TEMPERATURE = 2.0
 
 
@@ -26,17 +27,27 @@ def outputs_of(result: object) -> Tensor:
     return logits
 
 
-def divergence(got: Tensor, wanted: Tensor) -> Tensor:
-    """How far outputs are from those of the teacher: divergence of the distributions plus relative squared error.
+def relative_entropy(got: Tensor, wanted: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Divergence of the distributions of classes from those of the teacher, in nats an input or position.
 
     Classes lie along dimension 1, or along the last one of three-dimensional outputs (batch, position, class).
 
     Args:
-        got, wanted: [N, C], [N, positions, C] or [N, C, ...].
+        got, wanted: Logits, [N, C], [N, positions, C] or [N, C, ...].
+        temperature: Divides all logits; the divergence is multiplied by its square.
     """
     axis = -1 if wanted.dim() in (1, 3) else 1
-    log_got, log_wanted = (F.log_softmax(outputs.float() / TEMPERATURE, axis) for outputs in (got, wanted))
+    log_got, log_wanted = (F.log_softmax(outputs.float() / temperature, axis) for outputs in (got, wanted))
     n = wanted.numel() / max(1, wanted.shape[axis])
-    apart = F.kl_div(log_got, log_wanted, log_target=True, reduction="sum") / n * TEMPERATURE**2
+    return F.kl_div(log_got, log_wanted, log_target=True, reduction="sum") / n * temperature**2
+
+
+def divergence(got: Tensor, wanted: Tensor) -> Tensor:
+    """How far outputs are from those of the teacher: relative entropy, softened, plus relative squared error.
+
+    Args:
+        got, wanted: As for :func:`relative_entropy`.
+    """
+    apart = relative_entropy(got, wanted, temperature=TEMPERATURE)
     scale = wanted.float().var(correction=0).clamp(min=1e-12)
     return apart + (got.float() - wanted.float()).square().mean() / scale

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
 from .densities import DENSEST, layer_densities
+from .distillation import relative_entropy
 from .finish import Floats, coded_tensors, finished_model
 from .methods import METHODS
 from .objective import Objective
@@ -75,6 +74,7 @@ def find_masks(
     only: Collection[str] | None = None,
     teacher: nn.Module | None = None,
     teacher_weight: float = TEACHER_WEIGHT,
+    teacher_loss: Callable[[Tensor, Tensor], Tensor] = relative_entropy,
     accumulate: int = 1,
     precision: str = "fp32",
     group: ProcessGroup | None = None,
@@ -122,6 +122,7 @@ def find_masks(
         teacher: A trained network, whose outputs for the same inputs are to be reached; it is not changed.
         teacher_weight: Part of the distance from the teacher in what is made small, in (0, 1]; the rest is the loss. At
             1 the loss is not computed, and targets may be None.
+        teacher_loss: (outputs, those of the teacher) to a scalar; by default both are logits of classes.
         accumulate: Batches that are one step, one after the other, so that large ones fit the device.
         precision: Arithmetic of passes through the model, ``fp32``, ``bf16`` or ``fp16`` (with its loss scaled); scores
             are float32.
@@ -145,7 +146,7 @@ def find_masks(
     _check(method, base, scale, epochs, lr, seed, hold, settle, float_bits, patience)
     n_batches = _n_batches(batches, accumulate)
     method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
-    objective = Objective.of(loss, teacher, teacher_weight, here)
+    objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     passes = Precision(precision, here)
     if not shard:
@@ -167,11 +168,12 @@ def find_masks(
         "target": target.n_bytes if target else None, "accumulate": accumulate, "precision": precision,
         "teacher": integrity.digest(teacher.state_dict()) if teacher else None,
         "teacher_weight": teacher_weight if teacher else None,
+        "teacher_loss": _name(teacher_loss) if teacher else None,
     }  # fmt: skip
     if checkpoints or ranks.size > 1:  # what takes time, and only matters to one who goes on, or to others
         settings |= {"batches": _fingerprint(batches), "arch": arch_of(original)}
         settings |= {"model": integrity.digest(original.state_dict())}
-    ranks.check_same("settings", hashlib.sha256(json.dumps(settings, default=str).encode()).hexdigest())
+    ranks.check_same(**settings)
     rows = None
     if shard:
         weights, rows = share_rows(model, weights, ranks, here)
@@ -211,7 +213,7 @@ def find_masks(
         keeper = checkpoints if ranks.rank == 0 else None
         Run(search, order, epochs, n_batches, objective, progress, validate, patience, keeper, budget).go(settings)
         found = finished(search.fix())
-    ranks.check_same("weights found", integrity.digest(found.state_dict()))
+    ranks.check_same(weights_found=integrity.digest(found.state_dict()))
     return found
 
 

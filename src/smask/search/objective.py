@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ArgumentError
-from .distillation import divergence, outputs_of
+from .distillation import outputs_of, relative_entropy
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,15 +22,23 @@ class Objective:
         loss: (outputs, targets) to a scalar, the mean over the inputs.
         teacher: Sees the inputs that the model sees; never trained. None for the loss alone.
         teacher_weight: Part of the teacher, in (0, 1]; at 1 the loss is not computed, and targets may be None.
+        teacher_loss: (outputs, those of the teacher) to a scalar. A search has far fewer bits than its teacher, so that
+            it is not asked for the logits themselves, nor for what a temperature brings out of them.
     """
 
     loss: Callable[[Any, Any], Tensor]
     teacher: nn.Module | None = None
     teacher_weight: float = 0.0
+    teacher_loss: Callable[[Tensor, Tensor], Tensor] = relative_entropy
 
     @classmethod
     def of(
-        cls, loss: Callable[[Any, Any], Tensor], teacher: nn.Module | None, weight: float, device: torch.device
+        cls,
+        loss: Callable[[Any, Any], Tensor],
+        teacher: nn.Module | None,
+        weight: float,
+        device: torch.device,
+        teacher_loss: Callable[[Tensor, Tensor], Tensor] = relative_entropy,
     ) -> Objective:
         """The same with a copy of the teacher on the device, in evaluation mode.
 
@@ -41,7 +49,7 @@ class Objective:
             return cls(loss)
         if not 0 < weight <= 1:
             raise ArgumentError("teacher_weight", weight, "a number above 0 and at most 1")
-        return cls(loss, copy.deepcopy(teacher).to(device).eval().requires_grad_(False), weight)
+        return cls(loss, copy.deepcopy(teacher).to(device).eval().requires_grad_(False), weight, teacher_loss)
 
     def __call__(self, outputs: Any, x: Any, y: Any) -> Tensor:
         """The value for one batch.
@@ -57,7 +65,7 @@ class Objective:
         if got.shape != wanted.shape:
             shapes = f"{list(wanted.shape)}, the model outputs of shape {list(got.shape)}"
             raise ArchitectureError((f"the teacher gives outputs of shape {shapes}",))
-        apart = divergence(got, wanted)
+        apart = self.teacher_loss(got, wanted)
         if self.teacher_weight == 1:
             return apart
         return self.teacher_weight * apart + (1 - self.teacher_weight) * self.loss(outputs, y)

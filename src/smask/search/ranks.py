@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,34 +68,38 @@ class Ranks:
         if self.size == 1:
             return
         small = [tensor for tensor in tensors if tensor.numel() < N_ALONE or not tensor.is_contiguous()]
-        packed = torch.cat([tensor.flatten() for tensor in small])
         together = {id(tensor) for tensor in small}
+        sent = [tensor for tensor in tensors if id(tensor) not in together]
+        packed = torch.cat([tensor.flatten() for tensor in small]) if small else torch.empty(0)
         with self._answering():
-            sent = [packed, *(tensor for tensor in tensors if id(tensor) not in together)]
+            sent += [packed] if small else []
             for work in [dist.all_reduce(tensor, group=self.group, async_op=True) for tensor in sent]:
                 work.wait()
         for tensor, part in zip(small, torch.split(packed, [tensor.numel() for tensor in small]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def check_same(self, what: str, digest: str) -> None:
+    def check_same(self, **things: object) -> None:
         """Makes sure that all ranks have the same.
 
         Args:
-            what: Is said to be different.
-            digest: sha256 in hexadecimal.
+            things: What prints alike where it is the same, by a name.
 
         Raises:
-            RankError: One has another, or does not answer.
+            RankError: One has another, or does not answer; it says what differs.
         """
         if self.size == 1:
             return
-        own = torch.tensor([*bytes.fromhex(digest)], dtype=torch.uint8, device=self._device)
+        digests = b"".join(hashlib.sha256(repr(thing).encode()).digest() for thing in things.values())
+        own = torch.frombuffer(bytearray(digests), dtype=torch.uint8).to(self._device)
         got = [torch.empty_like(own) for _ in range(self.size)]
         with self._answering():
             dist.all_gather(got, own, group=self.group)
-        other = [str(rank) for rank, theirs in enumerate(got) if not torch.equal(theirs, got[0])]
-        if other:
-            raise RankError(self.rank, self.size, f"{what} of rank {', '.join(other)} are not those of rank 0")
+        for index, name in enumerate(things):
+            parts = [theirs[32 * index : 32 * (index + 1)] for theirs in got]
+            other = [str(rank) for rank, part in enumerate(parts) if not torch.equal(part, parts[0])]
+            if other:
+                reason = f"{name.replace('_', ' ')} of rank {', '.join(other)} not as of rank 0, all need the same"
+                raise RankError(self.rank, self.size, reason)
 
     def value(self, value: float) -> float:
         """What rank 0 has."""
@@ -174,7 +179,9 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = f"another rank has ended or did not answer in time ({str(error).splitlines()[0][:200]})"
+            # The backend puts lines of its source before what happened and guesses after it.
+            happened = re.sub(r"^\[[^\]]*\]\s*", "", str(error).splitlines()[0]).partition(". ")[0]
+            reason = f"another rank has ended or did not answer in time ({happened[:120]})"
             raise RankError(self.rank, self.size, reason) from None
 
 

@@ -65,7 +65,7 @@ class Run:
                 self.budget.meet()
             here = [(moved(x, self.device), moved(y, self.device)) for x, y in batch]
             if search.done == self.first_step and self.ranks.size > 1:
-                self.ranks.check_same("batches", batch_digest(here))
+                self.ranks.check_same(batches=batch_digest(here))
             value = search.step(here, self.objective, seen=self.meter.seen)
             self.meter.add(value)
             if self.patience and not self.validate:
@@ -113,7 +113,7 @@ class Run:
     def _after_epoch(self) -> None:
         search = self.search
         if self.ranks.size > 1:
-            self.ranks.check_same("scores", search.digest())
+            self.ranks.check_same(scores=search.digest())
         if self.validate:
             search.write()
             search.model.eval()
