@@ -321,6 +321,12 @@ def test_shards_need_ranks() -> None:
     assert caught.value.name == "shard"
 
 
+def test_shards_have_no_scaled_losses() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        search("mlp", shard=True, precision="fp16")
+    assert caught.value.name == "precision"
+
+
 def test_an_error_of_a_rank_says_who() -> None:
     error = RankError(1, 4, "x")
     assert (error.rank, error.size, error.reason, error.exit_code) == (1, 4, "x", 6)

@@ -147,7 +147,7 @@ def add_scale(option: Any) -> None:
     )  # fmt: skip
     option(
         "--shard", action="store_true",
-        help="under torchrun: spread weights, scores and their moments over the processes (FSDP)",
+        help="under torchrun: spread weights, scores and their moments over the processes (FSDP); not with fp16",
     )  # fmt: skip
     option(
         "--rank-timeout", type=float, default=600.0, metavar="S",
