@@ -16,13 +16,14 @@ from smask import architectures
 from smask.cli.main import main
 from smask.conversion import refinement
 from smask.conversion.converter import convert_checkpoint
-from smask.conversion.distillation import Inputs, divergence
 from smask.conversion.feedback import Feedback, columns, levels_fed_back
 from smask.conversion.goals import size_of
+from smask.conversion.inputs import Inputs
 from smask.conversion.rounding import learn, levels_of
 from smask.conversion.statistics import Statistics
 from smask.errors import ArchitectureError, ArgumentError, DivergedError, TargetError
 from smask.search.data import digits
+from smask.search.distillation import divergence
 
 ARCH = {
     "input": [1, 8, 8],

@@ -24,6 +24,7 @@ from smask.measurement import facts, interleaved, ratio
 from smask.search import steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS
+from smask.search.objective import Objective
 from smask.search.schedule import Schedule
 from smask.search.weights import maskable
 
@@ -81,7 +82,7 @@ def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1))
 
     def step() -> None:
-        search.step(x, y, F.cross_entropy)
+        search.step([(x, y)], Objective(F.cross_entropy))
         if x.is_cuda:
             torch.cuda.synchronize()
 

@@ -101,6 +101,22 @@ class UnreachableError(SmaskError):
 
 
 @dataclass(eq=False)
+class RankError(SmaskError):
+    """Processes that share a search and no longer agree, or one of them that has ended: told by each of the others."""
+
+    exit_code: ClassVar[int] = 6
+    rank: int
+    size: int
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"rank {self.rank} of {self.size}: {self.reason}; nothing was written, a search with --checkpoint goes on "
+            "with --resume"
+        )
+
+
+@dataclass(eq=False)
 class ResumeError(SmaskError):
     """A folder of checkpoints that cannot be continued by this search: what differs, (name, there, here) each."""
 

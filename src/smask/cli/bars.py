@@ -158,4 +158,6 @@ def _state(at: Progress) -> str:
     right = "" if at.accuracy is None else f" accuracy {at.accuracy:.2%}"
     judged = "" if at.validation is None else f" (validation {at.validation:.2%})"
     size = f"density {at.density:.4f} about {n(at.n_bytes)} bytes"
+    if at.clamped:
+        size += f", one weight left in {n(len(at.clamped))} layers"
     return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f}{right}{judged} {size}"

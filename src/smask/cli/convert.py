@@ -113,7 +113,7 @@ def _arch(arguments: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if (arguments.mean is None) != (arguments.std is None):
         raise ArgumentError("--mean and --std", "one of them", "both or none")
-    mean, std = (_numbers(arguments, option) for option in ("mean", "std"))
+    mean, std = (screen.numbers_of(arguments, option) for option in ("mean", "std"))
     return named_nets.architecture(arguments.arch, mean=mean, std=std)
 
 
@@ -128,16 +128,6 @@ def _inputs(arguments: argparse.Namespace) -> Any:
     from ..search.data import load_dataset
 
     return load_dataset(arguments.calibrate).sample(arguments.samples)
-
-
-def _numbers(arguments: argparse.Namespace, option: str) -> list[float] | None:
-    from ..errors import ArgumentError
-
-    text = getattr(arguments, option)
-    try:
-        return None if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ArgumentError(f"--{option}", text, "numbers with commas between them") from None
 
 
 def _scored_before(arguments: argparse.Namespace, arch: dict[str, Any] | None) -> dict[str, Any]:

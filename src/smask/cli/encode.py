@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import screen
+
+if TYPE_CHECKING:
+    from .processes import Processes
 
 EPILOG = """\
 examples:
@@ -17,6 +20,8 @@ examples:
   smask encode --data mnist/ --arch mlp:784-1200-1200-10 --density 0.01 --json
   smask encode --data mnist/ --target-size 4kB
   smask encode --data mnist/ --accuracy 97%
+  smask encode --data mnist/ --teacher cnn.pt --teacher-arch mnist-cnn    learns from a trained network too
+  torchrun --nproc-per-node 4 -m smask encode --data cifar10.npz --arch conv6    one search on four devices
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
 
 data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
@@ -96,6 +101,8 @@ def add(commands: Any) -> None:
         "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
     )
     option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
+    add_teacher(parser.add_argument_group("teacher").add_argument)
+    add_scale(parser.add_argument_group("scale").add_argument)
     run_options = parser.add_argument_group("long runs").add_argument
     run_options("--checkpoint", metavar="DIR", help="keep the state of the search in DIR, to go on after a crash")
     run_options("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
@@ -116,8 +123,51 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def add_teacher(option: Any) -> None:
+    """Options of a search that learns from a trained network."""
+    option("--teacher", metavar="IN", help="also learn from the outputs of this network: a checkpoint or .smask file")
+    option("--teacher-arch", metavar="A", help="its architecture (default: that of --arch; .smask files say theirs)")
+    option("--teacher-mean", metavar="M,M,M", help="what it subtracts from each channel (default: nothing)")
+    option("--teacher-std", metavar="S,S,S", help="what it then divides by; inputs are 0 to 1 before")
+    option(
+        "--teacher-weight", type=float, metavar="X",
+        help="its part in the loss; at 1 labels are not used (default 0.5)",
+    )  # fmt: skip
+
+
+def add_scale(option: Any) -> None:
+    """Options for large models and several devices."""
+    option(
+        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"),
+        help="arithmetic of the model, scores stay fp32 (default %(default)s)",
+    )  # fmt: skip
+    option(
+        "--accumulate", type=int, default=1, metavar="N",
+        help="make a step of N batches one after the other: as a batch N times as large, in the memory of one",
+    )  # fmt: skip
+    option(
+        "--shard", action="store_true",
+        help="under torchrun: spread weights, scores and their moments over the processes (FSDP); not with fp16",
+    )  # fmt: skip
+    option(
+        "--rank-timeout", type=float, default=600.0, metavar="S",
+        help="under torchrun: seconds to wait for another process (default %(default).0f)",
+    )  # fmt: skip
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Searches, writes, reads back, scores what was read."""
+    """Searches, writes, reads back, scores what was read; of several processes the first writes and speaks."""
+    from . import processes
+
+    if not arguments.rank_timeout > 0:
+        from ..errors import ArgumentError
+
+        raise ArgumentError("--rank-timeout", arguments.rank_timeout, "seconds, more than 0")
+    with processes.joined(arguments.device, timeout=arguments.rank_timeout) as joined:
+        return _run(arguments, joined)
+
+
+def _run(arguments: argparse.Namespace, joined: Processes) -> int:
     from .. import container
 
     output = Path(
@@ -131,9 +181,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..search.accuracy import score
     from .encode_job import Job
 
-    job = Job(arguments, meta)
+    job = Job(arguments, meta, joined)
     started = time.perf_counter()
     data, found = job.run()
+    if joined.rank:
+        return 0
     searched = time.perf_counter()
     container.write_atomic(output, data, overwrite=arguments.force)
     # What is scored is what a user gets: the file, read back.
@@ -148,7 +200,9 @@ def run(arguments: argparse.Namespace) -> int:
         "bits_per_weight": report.bits_per_weight, "fp32_bytes": report.fp32_bytes,
         "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2),
         "seconds_search": round(searched - started - job.seconds_encode, 3),
-        "seconds_encode": round(job.seconds_encode, 3), "digest": report.digest, **found,
+        "seconds_encode": round(job.seconds_encode, 3), "digest": report.digest, "ranks": joined.size,
+        "clamped": [tensor.name for tensor in report.tensors if tensor.base and tensor.n_kept == 1 < tensor.n_weights],
+        **found,
     }  # fmt: skip
     if job.log:
         job.log.event("result", **fields)
@@ -163,11 +217,23 @@ def run(arguments: argparse.Namespace) -> int:
         ("against fp32", f"{n(report.fp32_bytes)} bytes, {report.fp32_bytes / report.n_bytes:.1f} times as large"),
         ("time", f"search {searched - started:.1f} s, encode {job.seconds_encode:.2f} s"),
     ]  # fmt: skip
+    if fields["clamped"]:
+        rows.insert(
+            4, ("one weight left", f"{_some(fields['clamped'])}: at this density nothing, if one were not kept")
+        )
+    if "teacher" in found:
+        right = f"{found['teacher_accuracy']:.2%} of some training inputs"
+        rows.insert(2, ("teacher", f"{screen.safe(found['teacher'])}, right on {right}"))
     if "trials" in found:
         tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:.2%}" for trial in found["trials"])
         rows.insert(2, ("searches", f"validation accuracy of each: {', '.join(tried)}"))
     screen.result(fields, rows, as_json=arguments.json)
     return 0
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - screen.N_SHOWN} more" if len(names) > screen.N_SHOWN else ""
+    return screen.safe(", ".join(names[: screen.N_SHOWN])) + more
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -199,8 +265,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--validation", arguments.validation, "a part above 0 and below 1")
     if not 0 <= arguments.label_smoothing < 1:
         raise ArgumentError("--label-smoothing", arguments.label_smoothing, "a part from 0 to below 1")
+    if arguments.teacher is None:
+        for option in ("teacher_arch", "teacher_mean", "teacher_std", "teacher_weight"):
+            if getattr(arguments, option) is not None:
+                raise ArgumentError(f"--{option.replace('_', '-')}", getattr(arguments, option), "--teacher beside it")
+    elif arguments.teacher_weight is not None and not 0 < arguments.teacher_weight <= 1:
+        raise ArgumentError("--teacher-weight", arguments.teacher_weight, "a number above 0 and at most 1")
     for option, least in (
         ("epochs", 1),
+        ("accumulate", 1),
         ("batch_size", 1),
         ("shift", 0),
         ("seed", 0),

@@ -24,8 +24,10 @@ from ..runs.log import Log
 from ..runs.size import TargetSize
 from ..search.accuracy import check_fit, score
 from ..search.data import Batches, Dataset, load_dataset
-from ..search.loop import find_masks
+from ..search.loop import TEACHER_WEIGHT, find_masks
 from . import bars, screen
+from .processes import Processes
+from .teacher import accuracy_of, teacher_of
 
 DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04)}
 # Steps of a search when the number of epochs is left to us.
@@ -47,16 +49,23 @@ class Job:
         seconds_encode: What coding the files took so far.
     """
 
-    def __init__(self, arguments: argparse.Namespace, meta: Mapping[str, str]) -> None:
-        self.arguments, self.meta = arguments, dict(meta)
+    def __init__(self, arguments: argparse.Namespace, meta: Mapping[str, str], joined: Processes) -> None:
+        if joined.rank:  # one process writes and speaks
+            quiet = {"quiet": True, "log": None, "checkpoint": None}
+            arguments = argparse.Namespace(**{**vars(arguments), **quiet})
+        self.arguments, self.meta, self._joined = arguments, dict(meta), joined
         self._goal = None if arguments.accuracy is None else fraction_of(arguments.accuracy)
         self._target = None
         if arguments.target_size is not None:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
-        self.device: torch.device = screen.device_of(arguments)
+        self.device: torch.device = joined.device
         self.whole = dataset = load_dataset(arguments.data)
         self._net, self.name = _model(arguments, dataset)
         check_fit(self._net, dataset)
+        self._teacher, self._taught = None, dict[str, Any]()
+        if arguments.teacher is not None:
+            self._teacher = teacher_of(arguments, dataset, default_arch=self.name)
+            self._taught = {"teacher": arguments.teacher, "teacher_accuracy": accuracy_of(self._teacher, dataset)}
         self._judge: Dataset | None = None
         part = VALIDATION if self._goal is not None and arguments.validation is None else arguments.validation
         if part is not None:
@@ -65,7 +74,9 @@ class Job:
         if shift is None:
             shift = 1 if len(dataset.input_shape) == 3 and min(dataset.input_shape[1:]) >= 16 else 0
         self._dataset, self._shift = dataset, shift
-        self.epochs = arguments.epochs or min(max(math.ceil(N_STEPS / len(self._batches())), 10), 300)
+        self.epochs = arguments.epochs or min(
+            max(math.ceil(N_STEPS / (len(self._batches()) // arguments.accumulate or 1)), 10), 300
+        )
         self._loss = functools.partial(F.cross_entropy, label_smoothing=arguments.label_smoothing)
         self.seconds_encode = 0.0
         self.log = Log(arguments.log, problem=self._problem) if arguments.log else None
@@ -82,14 +93,19 @@ class Job:
         self._say(
             f"{self.name}, {n_weights:,} parameters; {len(self._dataset.x_train):,} training inputs from "
             f"{arguments.data}; {self.epochs} epochs on {self.device}"
+            + (f", shared by {self._joined.size} processes" if self._joined.size > 1 else "")
         )
+        if self._taught:
+            self._say(
+                f"teacher {arguments.teacher}: right on {self._taught['teacher_accuracy']:.2%} of training inputs"
+            )
         density = arguments.density or DEFAULTS.get(arguments.data, DEFAULTS["other"])[1]
         if self._goal is None:
             trial = self._search(density, arguments.checkpoint)
-            return trial.data, {} if self._judge is None else {"validation": trial.accuracy}
+            return trial.data, self._taught | ({} if self._judge is None else {"validation": trial.accuracy})
         best, tried = smallest(self._one_of_several, self._goal, density=density, keep_best=arguments.keep_best)
         trials = [{"density": t.density, "n_bytes": len(t.data), "validation": t.accuracy} for t in tried]
-        return best.data, {"goal": self._goal, "validation": best.accuracy, "trials": trials}
+        return best.data, self._taught | {"goal": self._goal, "validation": best.accuracy, "trials": trials}
 
     def _one_of_several(self, density: float) -> Trial:
         folder = self.arguments.checkpoint
@@ -112,6 +128,9 @@ class Job:
                 float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
                 device=self.device, meta=self.meta, progress=bars.both(bar, self.log.progress if self.log else None),
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
+                teacher=self._teacher, teacher_weight=arguments.teacher_weight or TEACHER_WEIGHT,
+                accumulate=arguments.accumulate, precision=arguments.precision, group=self._joined.group,
+                shard=arguments.shard,
             )  # fmt: skip
         started = time.perf_counter()
         data = codec.encode(found.state_dict(), recipe_of(found))

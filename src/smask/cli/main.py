@@ -86,9 +86,11 @@ def entry() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> int:
+    from .processes import rank
     from .screen import printable
 
-    print(f"smask: {printable(message)}", file=sys.stderr)
+    who = f"smask, rank {rank()}" if rank() and "rank " not in message else "smask"
+    print(f"{who}: {printable(message)}", file=sys.stderr)
     return code
 
 

@@ -135,6 +135,17 @@ def meta_of(arguments: argparse.Namespace) -> dict[str, str]:
     return meta
 
 
+def numbers_of(arguments: argparse.Namespace, option: str) -> list[float] | None:
+    """Numbers with commas between them, as an option gives them."""
+    from ..errors import ArgumentError
+
+    text = getattr(arguments, option)
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ArgumentError(f"--{option.replace('_', '-')}", text, "numbers with commas between them") from None
+
+
 def limits_of(arguments: argparse.Namespace) -> Any:
     """Limits with what the user allowed."""
     from ..container import Limits

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from ..checkpoints import Checkpoint, Entry
 from ..errors import ArchitectureError, ArgumentError, TargetError
+from ..search.distillation import outputs_of
 from .allocation import AIM, TOLERANCE
-from .distillation import Inputs, outputs_of
 from .feedback import DAMPINGS, Feedback, levels_fed_back, listen
 from .goals import Goal
+from .inputs import Inputs
 from .leveling import Leveled, leveled, windows
 from .lossy import LossyModel, Pass
 from .plan import grid

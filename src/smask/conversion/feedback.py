@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distillation import outputs_of
+from ..search.distillation import outputs_of
 from .rounding import SLOPE, Floats, Levels, Rule
 
 # Parts of the mean of the diagonal that are added to it: little, as in GPTQ, or more, which is better where levels are

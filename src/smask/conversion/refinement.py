@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DivergedError
-from .distillation import Inputs, divergence, outputs_of
+from ..search.distillation import divergence, outputs_of
+from .inputs import Inputs
 from .leveling import Leveled, leveled, windows
 from .lossy import CODER, N_SAMPLE
 from .plan import grid, step_for

@@ -49,10 +49,10 @@ def coded_tensors(
     """Levels and rounded scales in the form of the file."""
     return {
         name: CodedTensor(
-            shape=tuple(layer.weight.shape),
+            shape=tuple(layer.shape),
             stream=layer.stream,
             planes=tuple(_packed(levels[name] >> plane & 1 != 0) for plane in reversed(range(layer.method.n_planes))),
-            scale=floats.coarse(layer.scale.detach().flatten().cpu()),
+            scale=floats.coarse(layer.scales().flatten().cpu()),
             base=layer.kind,
             flip=_packed(layer.flips() & (levels[name] != 0)) if layer.method.flips else None,
         )

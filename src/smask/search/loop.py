@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +19,28 @@ from ..errors import ArgumentError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
 from .densities import DENSEST, layer_densities
+from .distillation import relative_entropy
 from .finish import Floats, coded_tensors, finished_model
 from .methods import METHODS
+from .objective import Objective
 from .order import Order
+from .precision import Precision
 from .progress import Progress
+from .ranks import Ranks
 from .run import Run
 from .schedule import Schedule
+from .shards import share_rows
 from .snapshots import Keeper
 from .steps import Search, masked_weights
 from .weights import maskable, zero_biases
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 # A learned scale or bias in bfloat16, its exponent coded.
 N_BYTES_FLOAT = 1.5
+# Part of the teacher where it is not said.
+TEACHER_WEIGHT = 0.5
 
 
 def find_masks(
@@ -62,6 +72,13 @@ def find_masks(
     checkpoints: Keeper | None = None,
     target: Target | None = None,
     only: Collection[str] | None = None,
+    teacher: nn.Module | None = None,
+    teacher_weight: float = TEACHER_WEIGHT,
+    teacher_loss: Callable[[Tensor, Tensor], Tensor] = relative_entropy,
+    accumulate: int = 1,
+    precision: str = "fp32",
+    group: ProcessGroup | None = None,
+    shard: bool = False,
 ) -> nn.Module:
     """Searches which weights of a frozen, seed-generated network to keep.
 
@@ -102,6 +119,17 @@ def find_masks(
         only: State-dict names of the parameters to mask; by default all that :func:`smask.search.weights.maskable`
             finds.
         target: A size that replaces ``density``: the rule shares what its bytes allow.
+        teacher: A trained network, whose outputs for the same inputs are to be reached; it is not changed.
+        teacher_weight: Part of the distance from the teacher in what is made small, in (0, 1]; the rest is the loss. At
+            1 the loss is not computed, and targets may be None.
+        teacher_loss: (outputs, those of the teacher) to a scalar; by default both are logits of classes.
+        accumulate: Batches that are one step, one after the other, so that large ones fit the device.
+        precision: Arithmetic of passes through the model, ``fp32``, ``bf16`` or ``fp16`` (with its loss scaled); scores
+            are float32.
+        group: Processes that share the search, all called with the same arguments and given the same batches, of which
+            each takes its rows; None for this process alone. ``torch.distributed.group.WORLD`` are all. Checkpoints are
+            kept by the first.
+        shard: Whether each of the group keeps only its rows of the masked weights and all that belongs to them.
 
     Returns:
         A copy of the model on the CPU with its final weights, carrying its recipe: :func:`smask.save` writes it.
@@ -111,14 +139,22 @@ def find_masks(
         DivergedError: A loss that is not finite.
         UnreachableError: A target below the size of a model with one kept weight a layer.
         UnsupportedError: An unknown method, base, density rule or scale.
+        ArchitectureError: The teacher gives outputs of another shape.
+        RankError: Processes of the group no longer agree, or one has ended.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
     _check(method, base, scale, epochs, lr, seed, hold, settle, float_bits, patience)
-    n_batches = len(batches) if isinstance(batches, Sized) else 0
-    if not n_batches:
-        raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
+    n_batches = _n_batches(batches, accumulate)
     method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
-    original, model = model, copy.deepcopy(model).to(here)
+    objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
+    original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
+    passes = Precision(precision, here)
+    if (
+        shard and precision == "fp16"
+    ):  # overflow is seen by the rank that has the row, and all have to leave out the step
+        raise ArgumentError("precision", precision, "fp32 or bf16 where scores are spread over ranks")
+    if not shard:
+        model.to(here)
     model.train()
     weights = maskable(model, only)
     shapes = {name: one.weight.shape for name, one in weights.items()}
@@ -133,11 +169,18 @@ def find_masks(
         "float_bits": float_bits,
         "hold": hold, "settle": settle, "patience": patience, "loss": _name(loss),
         "n_batches": n_batches, "validate": validate is not None,
-        "target": target.n_bytes if target else None,
+        "target": target.n_bytes if target else None, "accumulate": accumulate, "precision": precision,
+        "teacher": integrity.digest(teacher.state_dict()) if teacher else None,
+        "teacher_weight": teacher_weight if teacher else None,
+        "teacher_loss": _name(teacher_loss) if teacher else None,
     }  # fmt: skip
-    if checkpoints:  # what takes time, and only matters to one who goes on
+    if checkpoints or ranks.size > 1:  # what takes time, and only matters to one who goes on, or to others
         settings |= {"batches": _fingerprint(batches), "arch": arch_of(original)}
         settings |= {"model": integrity.digest(original.state_dict())}
+    ranks.check_same(**settings)
+    rows = None
+    if shard:
+        weights, rows = share_rows(model, weights, ranks, here)
     with (
         torch.random.fork_rng(devices=[here] if here.type == "cuda" else []),
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
@@ -151,9 +194,11 @@ def find_masks(
             seed=seed,
             per_channel=scale == "channel",
             learn_scale=learn_scale,
+            rows=rows,
         )
         biases = zero_biases(model, weights, learn=learn_bias)
-        search = Search(model, layers, Schedule.of(epochs * n_batches, lr=lr, hold=hold, settle=settle))
+        schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
+        search = Search(model, layers, schedule, precision=passes, ranks=ranks, seed=seed)
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
             coded = coded_tensors(layers, levels, floats)
@@ -168,12 +213,24 @@ def find_masks(
             if target
             else None
         )
-        order = Order(batches, epochs, here)
-        Run(search, order, epochs, n_batches, loss, progress, validate, patience, checkpoints, budget).go(settings)
-        if budget:  # floats have moved since the masks were fixed, and their bytes with them
-            budget.meet()
-            search.keep(search.levels_of(search.counts()))
-        return finished(search.fix())
+        order = Order(batches, epochs, here, n_together=accumulate)
+        keeper = checkpoints if ranks.rank == 0 else None
+        Run(search, order, epochs, n_batches, objective, progress, validate, patience, keeper, budget).go(settings)
+        found = finished(search.fix())
+    ranks.check_same(weights_found=integrity.digest(found.state_dict()))
+    return found
+
+
+def _n_batches(batches: object, accumulate: int) -> int:
+    """Batches of an epoch that are used: as many as make whole steps."""
+    if accumulate < 1:
+        raise ArgumentError("accumulate", accumulate, "1 or more batches")
+    n_batches = len(batches) if isinstance(batches, Sized) else 0
+    if not n_batches:
+        raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
+    if n_batches < accumulate:
+        raise ArgumentError("accumulate", accumulate, f"at most the {n_batches} batches of an epoch")
+    return n_batches // accumulate * accumulate
 
 
 def _name(loss: Callable[[Any, Any], Tensor]) -> str:

@@ -45,6 +45,7 @@ class Method:
         flips: Whether a weight takes the sign of its latent instead of that of its base.
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
+        draws: Whether masks are drawn anew in every step.
         settle: Puts what is computed, not trained, into a layer, at refreshes and when levels are fixed.
         balance: Called at refreshes with the layers and the densities wanted now.
     """
@@ -59,6 +60,7 @@ class Method:
     flips: bool = False
     falls: bool = True
     learns_scale: bool = True
+    draws: bool = False
     settle: Callable[[MaskedWeight], None] = nothing
     balance: Callable[[Mapping[str, MaskedWeight], Mapping[str, float]], None] = balance_thresholds
 
@@ -115,8 +117,8 @@ def probabilities(layer: MaskedWeight) -> Tensor:
 
 
 def write_sampled(layer: MaskedWeight) -> None:
-    """Scale * base * a Bernoulli draw of every probability, from torch's own generator."""
-    torch.bernoulli(probabilities(layer), out=layer.weight)
+    """Scale * base * a Bernoulli draw of every probability."""
+    torch.bernoulli(probabilities(layer), generator=layer.random, out=layer.weight)
     layer.weight.mul_(layer.base).mul_(layer.scale)
 
 
@@ -152,9 +154,10 @@ def times_probability(layer: MaskedWeight, gradient: Tensor) -> Tensor:
 def mean_magnitude(layer: MaskedWeight) -> None:
     """Scale: mean magnitude of the latent real weights that are kept, which are half-normal."""
     random = torch.Generator().manual_seed(layer.stream + 1)
-    magnitudes = torch.randn(layer.base.shape, generator=random).abs_().to(layer.base.device) * layer.deviation
+    magnitudes = layer.part(torch.randn(layer.shape, generator=random).abs_()).to(layer.base.device) * layer.deviation
     kept = layer.kept != 0 if layer.kept is not None else layer.latent.detach().abs() > layer.threshold
-    layer.scale.data.fill_(float(magnitudes[kept].mean()) if bool(kept.any()) else layer.deviation)
+    n_kept, total = float(layer.total(kept.float().sum())), float(layer.total((magnitudes * kept).sum()))
+    layer.scale.data.fill_(total / n_kept if n_kept else layer.deviation)
 
 
 def shift_probabilities(layers: Mapping[str, MaskedWeight], densities: Mapping[str, float]) -> None:
@@ -188,7 +191,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "bernoulli", f"{ZHOU}; here the probabilities are shifted so that their mean is the density wanted",
-            centred_scores, write_sampled, through_sigmoid, balance=shift_probabilities,
+            centred_scores, write_sampled, through_sigmoid, draws=True, balance=shift_probabilities,
         ),
         Method(
             "bernoulli-expected", f"{ZHOU}, with the mean mask instead of a drawn one, whose gradient is exact",
@@ -196,7 +199,7 @@ METHODS: Mapping[str, Method] = {
         ),
         Method(
             "bernoulli-tutorial", f"{ZHOU}, with the gradient p * g of public tutorials",
-            centred_scores, write_sampled, times_probability, balance=shift_probabilities,
+            centred_scores, write_sampled, times_probability, draws=True, balance=shift_probabilities,
         ),
         Method(
             "biprop",

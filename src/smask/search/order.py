@@ -20,15 +20,18 @@ class Order:
         batches: Iterable once an epoch.
         n_epochs: How often.
         device: Of the search; the generator of a CUDA device is restored too.
+        n_together: Batches that are one step; those of an epoch that are left over are not used.
     """
 
-    def __init__(self, batches: Iterable[tuple[Any, Any]], n_epochs: int, device: torch.device) -> None:
-        self._batches, self._n_epochs, self._device = batches, n_epochs, device
+    def __init__(
+        self, batches: Iterable[tuple[Any, Any]], n_epochs: int, device: torch.device, *, n_together: int = 1
+    ) -> None:
+        self._batches, self._n_epochs, self._device, self._n_together = batches, n_epochs, device, n_together
         self.epoch, self.taken = 0, 0
         self._start: dict[str, Tensor] = {}
         self._resumed: dict[str, Tensor] | None = None
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[list[tuple[Any, Any]]]:
         while self.epoch < self._n_epochs:
             if self._resumed is not None:
                 self._set_generators(self._start)
@@ -41,9 +44,13 @@ class Order:
                 # Model and batches may share torch's generator: what the model drew in the skipped steps is in here.
                 self._set_generators(self._resumed)
                 self._resumed = None
+            together: list[tuple[Any, Any]] = []
             for batch in iterator:
-                self.taken += 1
-                yield batch
+                together.append(batch)
+                if len(together) == self._n_together:
+                    self.taken += len(together)
+                    yield together
+                    together = []
             self.epoch, self.taken = self.epoch + 1, 0
 
     def numbers(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DivergedError
+from .ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Progress:
         accuracy: Part of the training inputs since the last report that were right, None for other tasks.
         validation: Latest value of the validation, None without one.
         first_step: Steps done before a resumed search went on; rates count from there.
+        clamped: Layers that their density would leave without a weight, or with one, and that keep one.
     """
 
     step: int
@@ -35,12 +37,14 @@ class Progress:
     accuracy: float | None = None
     validation: float | None = None
     first_step: int = 0
+    clamped: tuple[str, ...] = ()
 
 
 class Meter:
     """Gathers losses and right answers without waiting for the device; looks at them only now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._losses: list[Tensor] = []
         self._right: list[Tensor] = []
         self._n_inputs = 0
@@ -75,6 +79,13 @@ class Meter:
     def read(self) -> tuple[float, float | None]:
         """Mean loss and accuracy since the last reading, and begins anew."""
         loss = float(torch.stack(self._losses).mean()) if self._losses else float("nan")
-        accuracy = int(torch.stack(self._right).sum()) / self._n_inputs if self._n_inputs else None
+        accuracy = None
+        if self._ranks.size > 1 or self._n_inputs:
+            device = self._losses[0].device
+            n_right = torch.stack(self._right).sum() if self._right else torch.zeros((), dtype=torch.int64).to(device)
+            counted = torch.stack([n_right, torch.full_like(n_right, self._n_inputs)])
+            self._ranks.sum([counted])
+            n_right, n_inputs = counted.tolist()
+            accuracy = n_right / n_inputs if n_inputs else None
         self._losses, self._right, self._n_inputs = [], [], 0
         return loss, accuracy

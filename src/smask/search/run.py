@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .budget import Budget
+from .objective import Objective
 from .order import Order
 from .progress import Meter, Progress
+from .ranks import batch_digest
 from .sizes import estimated_bytes
 from .snapshots import Keeper, Snapshot
 from .steps import N_REFRESH, Search
@@ -27,69 +29,95 @@ class Run:
         order: Order,
         n_epochs: int,
         n_batches: int,
-        loss: Callable[[Any, Any], Tensor],
+        objective: Objective,
         progress: Callable[[Progress], None] | None,
         validate: Callable[[nn.Module], float] | None,
         patience: int | None,
         keeper: Keeper | None,
         budget: Budget | None,
     ) -> None:
-        self.search, self.order, self.n_epochs, self.n_batches, self.loss = search, order, n_epochs, n_batches, loss
+        self.search, self.order, self.n_epochs, self.n_batches = search, order, n_epochs, n_batches
+        self.objective, self.ranks = objective, search.ranks
         self.progress, self.validate, self.patience = progress, validate, patience
         self.keeper, self.budget = keeper, budget
-        self.meter, self.epoch_losses = Meter(), torch.zeros(())
+        self.meter, self.epoch_losses = Meter(self.ranks), torch.zeros(())
         self.validation: float | None = None
         self.best, self.n_stale, self.first_step = -math.inf, 0, 0
-        self.device = next(iter(search.layers.values())).weight.device
+        self.device = next(iter(search.layers.values())).scale.device
+        # Tensors that lie on several ranks are gathered by all of them, whoever keeps the snapshot.
+        self._is_shared = any(layer.is_shared for layer in search.layers.values())
 
     def go(self, settings: Mapping[str, Any]) -> None:
-        """Runs to the end, from the keeper's snapshot if it has one."""
-        kept = self.keeper.last(settings) if self.keeper else None
-        if kept and self.keeper:
+        """Runs to the end, from the keeper's snapshot if it has one; of several ranks the first asks its keeper."""
+        keeper = self.keeper
+        kept = self.ranks.snapshot(lambda: keeper.last(settings) if keeper else None)
+        place = keeper.place if kept and keeper else None
+        if kept:
             try:
                 self._restore(kept)
             except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-                raise CheckpointError(str(self.keeper.place), f"its state is not that of a search: {error!r}") from None
-        search, place = self.search, self.keeper.place if kept and self.keeper else None
-        for x, y in () if search.finished else self.order:
+                raise CheckpointError(str(place), f"its state is not that of a search: {error!r}") from None
+        search = self.search
+        for batch in () if search.finished else self.order:
             if self.budget and self.budget.due():
                 self.budget.calibrate()
             if self.budget and search.done == search.schedule.n_search and not search.levels:
                 self.budget.meet()
-            value = search.step(moved(x, self.device), moved(y, self.device), self.loss, seen=self.meter.seen)
+            here = [(moved(x, self.device), moved(y, self.device)) for x, y in batch]
+            if search.done == self.first_step and self.ranks.size > 1:
+                self.ranks.check_same(batches=batch_digest(here))
+            value = search.step(here, self.objective, seen=self.meter.seen)
             self.meter.add(value)
             if self.patience and not self.validate:
                 self.epoch_losses = self.epoch_losses + value
+            if search.finished and self.budget:  # floats moved since the masks were fixed, and their bytes with them
+                self.budget.meet()
+                search.keep(search.levels_of(search.counts()))
             if search.done % N_REFRESH == 0 or search.finished:
                 self._report(place)
             if self.order.taken == self.n_batches:
                 self._after_epoch()
-            if self.keeper and (self.keeper.due() or search.finished):
+            if self._due():
                 self.meter.check(search.done, place)
-                self.keeper.keep(self._snapshot())
-                place = self.keeper.place
+                snapshot = self._snapshot()
+                if keeper:
+                    keeper.keep(snapshot)
+                    place = keeper.place
             if search.finished:
                 break
+
+    def _due(self) -> bool:
+        """Whether to keep a snapshot now; where that takes all ranks they look only now and then."""
+        search, keeper = self.search, self.keeper
+        if not self._is_shared:
+            return keeper is not None and (keeper.due() or search.finished)
+        if search.done % N_REFRESH and not search.finished:
+            return False
+        return bool(self.ranks.value(keeper is not None and (keeper.due() or search.finished)))
 
     def _report(self, place: str | None) -> None:
         self.meter.check(self.search.done, place)
         loss, accuracy = self.meter.read()
-        if self.progress:
-            search = self.search
+        search = self.search
+        if self.progress or self._is_shared:
             planes = {name: (at.now, at.n_weights) for name, at in search.layers.items()}
+            n_bytes = estimated_bytes(planes, search.floats())
+        if self.progress:
             self.progress(
                 Progress(
                     search.done, search.schedule.n_steps, self.order.epoch + 1, self.n_epochs, loss, search.density(),
-                    estimated_bytes(planes, search.floats()), accuracy, self.validation, self.first_step,
+                    n_bytes, accuracy, self.validation, self.first_step, search.clamped(),
                 )
             )  # fmt: skip
 
     def _after_epoch(self) -> None:
         search = self.search
+        if self.ranks.size > 1:
+            self.ranks.check_same(scores=search.digest())
         if self.validate:
             search.write()
             search.model.eval()
-            self.validation = float(self.validate(search.model))
+            self.validation = self.ranks.value(float(self.validate(search.model)))
             search.model.train()
         if self.patience and not search.levels and search.schedule.descent(search.done) == 1:
             value = -float(self.epoch_losses) if self.validation is None else self.validation

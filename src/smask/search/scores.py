@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import bases
+from .ranks import Ranks, mixed
 
 if TYPE_CHECKING:
     from .methods import Method
@@ -31,20 +33,62 @@ N_SAMPLE = 1 << 14
 TEMPERATURE = 0.05
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a weight that this rank holds.
+
+    Attributes:
+        first, last: From and up to which.
+        ranks: Those that hold the others; None if this one holds all.
+    """
+
+    first: int
+    last: int
+    ranks: Ranks | None
+
+    @property
+    def n(self) -> int:
+        """How many."""
+        return self.last - self.first
+
+    @torch.no_grad()
+    def local(self, tensor: Any) -> Any:
+        """These rows of a parameter or of its gradient, in its memory; where rows are shared it is a DTensor."""
+        return tensor.to_local() if self.ranks else tensor
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over all that hold rows, in place."""
+        if self.ranks:
+            self.ranks.sum([value])
+        return value
+
+    def whole(self, rows: Tensor, n: int) -> Tensor:
+        """All n rows of all ranks."""
+        if not self.ranks:
+            return rows
+        whole = rows.new_zeros(n, *rows.shape[1:])
+        whole[self.first : self.last] = rows
+        return self.sum(whole)
+
+
 class MaskedWeight:
     """Scores, base and scale of one weight parameter.
 
     Attributes:
         method: Makes weights of scores and scores' gradients of weights' gradients.
-        weight: The module's parameter, float32 [C, ...].
-        latent: Trained latents, float32 [C, ...].
-        scale: Trained factor, float32 [C, 1, ...] or [1, 1, ...].
+        parameter: The module's parameter, float32 [C, ...].
+        shape: [C, ...].
+        weight: The parameter, or where its rows are shared among ranks those of this rank, float32 [c, ...]. Everything
+            below but the threshold has these rows too.
+        latent: Trained latents, float32 [c, ...].
+        scale: Trained factor, float32 [c, 1, ...] or [1, 1, ...].
         base: Frozen base weights, never saved: the seed regenerates them.
         sign: Their signs; the same tensor for the signed base.
         threshold: float32 [n_coats]; a weight has a coat for each that its rank is above.
         density: Kept weights over weights at the end.
         now: The same at the last refresh.
         kept: Base weights times final levels once these are fixed, else None.
+        random: Draws masks where the method does; :meth:`seed_draws` says from where on.
     """
 
     def __init__(
@@ -58,29 +102,46 @@ class MaskedWeight:
         per_channel: bool,
         density: float,
         fan_in: float,
+        rows: Rows | None = None,
     ) -> None:
-        n, device = weight.numel(), weight.device
-        values = bases.base_weights(kind, seed, stream=stream, start=0, n_weights=n, device=device)
-        self.weight, self.method, self.kind, self.stream = weight, method, kind, stream
+        n_row, device = weight[0].numel() if weight.shape[0] else 0, weight.device
+        self._rows = rows = rows or Rows(0, weight.shape[0], None)
+        self.parameter, self.shape, self.weight = weight, weight.shape, rows.local(weight)
+        values = bases.base_weights(
+            kind, seed, stream=stream, start=rows.first * n_row, n_weights=rows.n * n_row, device=device
+        )
+        self.method, self.kind, self.stream, self._seed = method, kind, stream, seed
         self.density = self.now = density
-        self.base = values.view(weight.shape)
+        self.base = values.view(self.weight.shape)
         self.sign = self.base if kind == "signed" else self.base.sign()
         self.threshold = torch.zeros(method.n_coats, device=device)
         self.kept: Tensor | None = None
         self.latent = nn.Parameter(self.sign.clone())
         # He et al., "Delving Deep into Rectifiers" (2015), section 2.2, with the fan-in that the mask leaves.
         self.deviation = math.sqrt(2.0 / max(1.0, fan_in))
-        shape = (weight.shape[0] if per_channel else 1, *[1] * (weight.dim() - 1))
-        first = self.deviation / float(self.base.square().mean().sqrt())
-        self.scale = nn.Parameter(torch.full(shape, first, device=device))
-        self._sampled = _sample(n, device)
+        shape = (rows.n if per_channel else 1, *[1] * (weight.dim() - 1))
+        first = self.deviation / math.sqrt(float(rows.sum(self.base.square().sum())) / max(1, self.n_weights))
+        self.scale, self.per_channel = nn.Parameter(torch.full(shape, first, device=device)), per_channel
+        self._sampled = _sample(self.n_weights, device)
+        self._here = (self._sampled >= rows.first * n_row) & (self._sampled < rows.last * n_row)
+        self._sampled_here = self._sampled[self._here] - rows.first * n_row
+        self.random = torch.Generator(device)
         # Fresh memory costs more than the arithmetic: products go to the same place in every step.
         self.scratch = torch.empty_like(self.base)
 
     @property
     def n_weights(self) -> int:
-        """Number of weights."""
-        return self.base.numel()
+        """Number of weights, on all ranks."""
+        return math.prod(self.shape)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other ranks have other rows."""
+        return self._rows.ranks is not None
+
+    def seed_draws(self, step: int) -> None:
+        """Makes masks that are drawn now depend on the step alone, on every rank."""
+        self.random.manual_seed(mixed(self._seed, self.stream, step, self._rows.first))
 
     @torch.no_grad()
     def write(self) -> None:
@@ -97,15 +158,16 @@ class MaskedWeight:
         The scale is left out of the gradient of the latents: it is the same for a whole channel, and Adam's step does
         not depend on it.
         """
-        gradient, self.weight.grad = self.weight.grad, None
+        gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the module took no part in this pass
             self.latent.grad = self.scale.grad = None
             return
+        gradient = self._rows.local(gradient)
         if self.scale.requires_grad:
             rows = torch.mul(gradient, self.weight, out=self.scratch).flatten(1).sum(1)
-            total = (rows if len(self.scale) == len(rows) else rows.sum()).view(self.scale.shape)
+            total = (rows if self.per_channel else self._rows.sum(rows.sum())).view(self.scale.shape)
             # The derivative is that of the unscaled weights; a scale of exactly zero (0 / 0) stays where it is.
-            self.scale.grad = total.div_(self.scale).nan_to_num_(0.0)
+            self.scale.grad = total.div_(self.scale).masked_fill_(self.scale == 0, 0.0)
         if self.kept is None:
             self.latent.grad = self.method.gradient(self, gradient)
 
@@ -115,8 +177,11 @@ class MaskedWeight:
 
     def sample(self) -> Tensor:
         """Ranks of the sampled weights, float32 [n]."""
-        latent, sign = self.latent.detach().flatten()[self._sampled], self.sign.flatten()[self._sampled]
-        return latent.abs() if self.method.by_magnitude else latent * sign
+        latent, sign = self.latent.detach().flatten()[self._sampled_here], self.sign.flatten()[self._sampled_here]
+        ranks = latent.abs() if self.method.by_magnitude else latent * sign
+        if not self.is_shared:
+            return ranks
+        return self._rows.sum(torch.zeros(len(self._sampled), device=ranks.device).masked_scatter_(self._here, ranks))
 
     @torch.no_grad()
     def refresh(self, density: float) -> None:
@@ -138,29 +203,46 @@ class MaskedWeight:
     @torch.no_grad()
     def order(self) -> Tensor:
         """Indices of the weights, int64 [n_weights] on the CPU, highest rank first; equal ones in order of index."""
-        ranks = self.latent.detach().abs() if self.method.by_magnitude else self.scores()
+        ranks = self.whole(self.latent.detach().abs() if self.method.by_magnitude else self.scores())
         return ranks.flatten().cpu().sort(descending=True, stable=True).indices
 
     def keep(self, levels: Tensor) -> None:
         """Fixes levels for good: uint8 [n_weights] on the CPU, 0 for weights that are not kept."""
         signed = self.base.abs() * self.latent.detach().sign() if self.method.flips else self.base
-        self.kept = signed * levels.view(self.base.shape).to(self.base.device)
+        self.kept = signed * self.part(levels.view(self.shape)).to(self.base.device)
         self.latent.grad = None
         self.method.settle(self)
 
     def flips(self) -> Tensor:
         """Weights whose sign is not that of the base, bool [n_weights] on the CPU."""
-        return (self.latent.detach() * self.sign < 0).flatten().cpu()
+        return self.whole((self.latent.detach() * self.sign < 0).float()).flatten().cpu() > 0
+
+    def scales(self) -> Tensor:
+        """All scales, float32 [C, 1, ...] or [1, 1, ...]."""
+        return self.whole(self.scale.detach()) if self.per_channel else self.scale.detach()
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Rows of all ranks, where rows are shared; else the given ones."""
+        return self._rows.whole(rows, self.shape[0])
+
+    def part(self, whole: Tensor) -> Tensor:
+        """This rank's rows."""
+        return whole[self._rows.first : self._rows.last] if self.is_shared else whole
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of what the ranks have, where rows are shared."""
+        return self._rows.sum(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """What is not regenerated from the seed, not copied."""
-        return {"latent": self.latent.detach(), "scale": self.scale.detach(), "threshold": self.threshold}
+        return {"latent": self.whole(self.latent.detach()), "scale": self.scales(), "threshold": self.threshold}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], *, levels: Tensor | None) -> None:
         """Takes over what :meth:`tensors` gave, and the levels if they were fixed then."""
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+        self.latent.copy_(self.part(tensors["latent"]))
+        self.scale.copy_(self.part(tensors["scale"]) if self.per_channel else tensors["scale"])
+        self.threshold.copy_(tensors["threshold"])
         if levels is not None:
             self.keep(levels)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
+from .. import integrity
 from .densities import cubic
 from .methods import Method
+from .objective import Objective, called
+from .precision import Precision
+from .ranks import Ranks
 from .schedule import Schedule
-from .scores import MaskedWeight
+from .scores import MaskedWeight, Rows
 from .weights import Maskable
 
 # Steps between two looks at the thresholds and at the loss.
@@ -28,8 +33,9 @@ def masked_weights(
     seed: int = 0,
     per_channel: bool = True,
     learn_scale: bool = True,
+    rows: Mapping[str, Rows] | None = None,
 ) -> dict[str, MaskedWeight]:
-    """Scores for every weight; stream i of the seed is the base of the i-th."""
+    """Scores for every weight, or for the given rows of each; stream i of the seed is the base of the i-th."""
     random = torch.Generator().manual_seed(seed % 2**63)
     layers = {}
     for stream, (name, one) in enumerate(weights.items()):
@@ -38,11 +44,14 @@ def masked_weights(
         layer = MaskedWeight(
             weight, method, kind=base, seed=seed, stream=stream, per_channel=per_channel and method.learns_scale,
             density=density, fan_in=one.fan_in * (max(START_DENSITY, density) if learned and method.falls else density),
+            rows=rows[name] if rows else None,
         )  # fmt: skip
         with torch.no_grad():
-            layer.latent.mul_(method.initial(weight.shape, random).to(weight.device))
-            if len(layer.scale) > 1:
-                layer.scale[list(one.silent)] = 0  # where it stays: its gradient is that of weights over a scale of 0
+            layer.latent.mul_(layer.part(method.initial(weight.shape, random)).to(weight.device))
+            if layer.per_channel and one.silent:
+                factors = torch.ones(weight.shape[0])
+                factors[list(one.silent)] = 0  # where it stays: its gradient is that of weights over a scale of 0
+                layer.scale.mul_(layer.part(factors).to(weight.device).view(layer.scale.shape))
         layer.scale.requires_grad_(learned)
         weight.requires_grad_(True)
         layers[name] = layer
@@ -52,9 +61,20 @@ def masked_weights(
 class Search:
     """Optimiser, schedule and the moment at which masks are fixed."""
 
-    def __init__(self, model: nn.Module, layers: dict[str, MaskedWeight], schedule: Schedule) -> None:
-        self.model, self.layers, self.schedule, self.done = model, layers, schedule, 0
-        masked = {id(layer.weight) for layer in layers.values()}
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, MaskedWeight],
+        schedule: Schedule,
+        *,
+        precision: Precision | None = None,
+        ranks: Ranks | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.layers, self.schedule, self.done, self._seed = model, layers, schedule, 0, seed
+        device = next(iter(layers.values())).scale.device
+        self.precision, self.ranks = precision or Precision("fp32", device), ranks or Ranks(None, device)
+        masked = {id(layer.parameter) for layer in layers.values()}
         self._others = {name: p for name, p in model.named_parameters() if id(p) not in masked}
         trained = [*self._others.values()]
         trained += [parameter for layer in layers.values() for parameter in (layer.latent, layer.scale)]
@@ -91,41 +111,97 @@ class Search:
     def floats(self) -> list[Tensor]:
         """Scales and the other floats that the file will hold."""
         state = [*self._others.values(), *(b for b in self.model.buffers() if b.is_floating_point())]
-        return [*(layer.scale for layer in self.layers.values()), *state]
+        return [*(layer.scales() for layer in self.layers.values()), *state]
 
     def write(self, *, refresh: bool = False) -> None:
         """Puts masked weights into the model."""
         if refresh:
             self.method.balance(self.layers, {name: self.density_of(layer) for name, layer in self.layers.items()})
         for layer in self.layers.values():
+            if layer.method.draws:
+                layer.seed_draws(self.done)
             layer.write()
 
     def step(
-        self, x: Any, y: Any, loss: Callable[[Any, Any], Tensor], *, seen: Callable[[Any, Any], None] | None = None
+        self,
+        batch: Sequence[tuple[Any, Any]],
+        objective: Objective,
+        *,
+        seen: Callable[[Any, Any], None] | None = None,
     ) -> Tensor:
-        """One batch: masks, forward, backward, update; returns the loss. ``seen`` is shown outputs and targets.
+        """One batch: masks, forward, backward, update.
 
-        Inputs that are a tuple or list are the arguments of the model, those of a mapping its keyword arguments.
+        Args:
+            batch: Inputs and targets, in parts that go through the model one after the other. Inputs that are a tuple
+                or list are the arguments of the model, those of a mapping its keyword arguments.
+            objective: What is made small.
+            seen: Is shown outputs and targets, those of this rank.
+
+        Returns:
+            The mean loss over all inputs, of all ranks.
         """
         if self.done == self.schedule.n_search:
             self.fix()
         self.write(refresh=not self.levels and self.done % N_REFRESH == 0)
-        if isinstance(x, Mapping):
-            outputs = self.model(**x)
-        else:
-            outputs = self.model(*x) if isinstance(x, tuple | list) else self.model(x)
-        value = loss(outputs, y)
-        if seen is not None:
-            seen(outputs, y)
         self.optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        for layer in self.layers.values():
-            layer.take_gradient()
+        alone = len(batch) == 1 and self.ranks.size == 1
+        shares = [(*batch[0], 1, 1)] if alone else [self.ranks.share(part) for part in batch]
+        n_inputs, total = sum(n for *_, n in shares), torch.zeros(())
+        with self.ranks.own_random(self._seed, self.done):
+            for x, y, n_own, _ in shares:
+                with self.precision.passes():
+                    outputs = self.precision.outputs(called(self.model, x))
+                    value = objective(outputs, x, y)
+                value = value if alone else value * (n_own / n_inputs)
+                self.precision.backward(value)
+                total = value.detach() if alone else total.to(value.device) + value.detach()
+                if seen is not None and n_own:
+                    seen(outputs, y)
+        self._take_gradients(total)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.done)
-        self.optimizer.step()
+        self.precision.step(self.optimizer)
         self.done += 1
-        return value.detach()
+        return total
+
+    def _take_gradients(self, loss: Tensor) -> None:
+        """Gradients of weights become those of scores and scales, on all ranks the same; the loss is summed too."""
+        layers = self.layers.values()
+        for layer in layers:  # of fixed masks only the scales are trained, much less to send
+            if layer.kept is not None:
+                layer.take_gradient()
+        if self.ranks.size > 1:
+            own: list[nn.Parameter] = []
+            for layer in layers:
+                own += [layer.scale] if layer.kept is not None else [layer.parameter]
+            shared = {id(p) for layer in layers if layer.is_shared for p in (layer.parameter, layer.scale)}
+            own = [p for p in (*own, *self._others.values()) if p.requires_grad and id(p) not in shared]
+            self._sum_gradients(own, loss)
+        for layer in layers:
+            if layer.kept is None:
+                layer.take_gradient()
+
+    @torch.no_grad()
+    def _sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
+        absent = [index for index, parameter in enumerate(parameters) if parameter.grad is None]
+        there = torch.ones(len(parameters), device=loss.device)
+        there[absent] = 0
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        # Every rank's norms saw other inputs; the mean of what they remember is the same on all.
+        remembered = running_statistics(self.model)
+        self.ranks.sum([*gradients, *remembered, there, loss])
+        for tensor in remembered:
+            tensor.div_(self.ranks.size)
+        for index in absent:  # where no rank has a gradient, there is none
+            parameters[index].grad = gradients[index] if bool(there[index]) else None
+
+    def digest(self) -> str:
+        """sha256 over what is trained and is the same on all ranks."""
+        trained = {name: p.detach() for name, p in self._others.items()}
+        for name, layer in self.layers.items():
+            parts = {"latent": layer.latent, "scale": layer.scale, "threshold": layer.threshold}
+            trained |= {f"{name}.{part}": p.detach() for part, p in parts.items() if not layer.is_shared}
+        return integrity.digest(trained | {f"levels.{name}": levels for name, levels in self.levels.items()})
 
     def counts(self, densities: Mapping[str, float] | None = None) -> dict[str, int]:
         """Exact number of kept weights of each layer, at the end or at given densities; never none."""
@@ -133,6 +209,10 @@ class Search:
             name: max(1, round((densities[name] if densities else layer.density) * layer.n_weights))
             for name, layer in self.layers.items()
         }
+
+    def clamped(self) -> tuple[str, ...]:
+        """Layers that would keep no weight or one, and keep one."""
+        return tuple(name for name, n_kept in self.counts().items() if n_kept == 1 and self.layers[name].n_weights > 1)
 
     def levels_of(self, counts: Mapping[str, int], orders: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Levels, uint8 [n_weights], that keep so many weights of each layer; ``orders`` saves sorting them again."""
@@ -162,7 +242,10 @@ class Search:
         """The plain values among the state."""
         densities = {name: layer.density for name, layer in self.layers.items()}
         now = {name: layer.now for name, layer in self.layers.items()}
-        return {"done": self.done, "schedule": self.schedule.numbers(), "densities": densities, "now": now}
+        return {
+            "done": self.done, "schedule": self.schedule.numbers(), "densities": densities, "now": now,
+            "precision": self.precision.numbers(),
+        }  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the state, not copied."""
@@ -171,14 +254,26 @@ class Search:
         for name, layer in self.layers.items():
             found |= {f"layer.{name}.{part}": tensor for part, tensor in layer.tensors().items()}
         found |= {f"levels.{name}": levels for name, levels in self.levels.items()}
+        rows = self._rows_of_parameters()
         for index, moments in self.optimizer.state_dict()["state"].items():
-            found |= {f"adam.{index}.{part}": tensor for part, tensor in moments.items()}
+            spread = rows.get(index)
+            for part, tensor in moments.items():
+                found[f"adam.{index}.{part}"] = spread.whole(tensor) if spread and tensor.dim() else tensor
         return found
+
+    def _rows_of_parameters(self) -> dict[int, MaskedWeight]:
+        """Places in the optimiser of what lies in rows on several ranks."""
+        layers = [layer for layer in self.layers.values() if layer.is_shared]
+        shared = {id(layer.latent): layer for layer in layers}
+        shared |= {id(layer.scale): layer for layer in layers if layer.per_channel}
+        parameters = self.optimizer.param_groups[0]["params"]
+        return {place: shared[id(p)] for place, p in enumerate(parameters) if id(p) in shared}
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes over the state of a search of the same settings."""
         self.done = int(numbers["done"])
         self.schedule.restore(numbers["schedule"])
+        self.precision.restore(numbers["precision"])
         for name, layer in self.layers.items():
             layer.density, layer.now = numbers["densities"][name], numbers["now"][name]
         with torch.no_grad():
@@ -195,8 +290,17 @@ class Search:
             if name.startswith("adam."):
                 _, index, part = name.split(".")
                 moments.setdefault(int(index), {})[part] = tensor
-        parameters = self.optimizer.param_groups[0]["params"]
+        parameters, rows = self.optimizer.param_groups[0]["params"], self._rows_of_parameters()
         for place, parts in moments.items():
+            if place in rows:
+                parts |= {part: rows[place].part(tensor) for part, tensor in parts.items() if tensor.dim()}
             if {*parts} != {"step", "exp_avg", "exp_avg_sq"} or parts["exp_avg"].shape != parameters[place].shape:
                 raise ValueError(f"moments of parameter {place}")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """What the norms of a model remember of their inputs."""
+    norms: Iterable[nn.Module] = (m for m in model.modules() if isinstance(m, _NormBase) and m.training)
+    found = [tensor for m in norms for tensor in (m.running_mean, m.running_var)]
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]

@@ -1,17 +1,15 @@
-"""What a network is taught by another: inputs without labels, and how far two outputs are from each other."""
+"""Inputs without labels, on which a network is calibrated or taught."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError
 from ..search.data import shifted
 
-TEMPERATURE = 2.0
 # Images are moved by up to this part of their size, and mirrored if they have three colours.
 SHIFT = 1 / 8
 N_COLOURS = 3
@@ -58,31 +56,3 @@ class Inputs:
     def some(self, n: int) -> Iterator[Tensor]:
         """So many inputs, or all where there are fewer, evenly from everywhere."""
         return iter(torch.split(self._inputs[:: max(1, len(self) // n)][:n], N_ALL))
-
-
-def outputs_of(result: object) -> Tensor:
-    """The tensor that a network gave, or the field ``logits`` of what it gave.
-
-    Raises:
-        ArgumentError: Neither.
-    """
-    logits = getattr(result, "logits", result)
-    if not isinstance(logits, Tensor):
-        raise ArgumentError("model", f"outputs of type {type(result).__name__}", "a tensor, or an object with logits")
-    return logits
-
-
-def divergence(got: Tensor, wanted: Tensor) -> Tensor:
-    """How far outputs are from those of the teacher: divergence of the distributions plus relative squared error.
-
-    Classes lie along dimension 1, or along the last one of three-dimensional outputs (batch, position, class).
-
-    Args:
-        got, wanted: [N, C], [N, positions, C] or [N, C, ...].
-    """
-    axis = -1 if wanted.dim() in (1, 3) else 1
-    log_got, log_wanted = (F.log_softmax(outputs.float() / TEMPERATURE, axis) for outputs in (got, wanted))
-    n = wanted.numel() / max(1, wanted.shape[axis])
-    apart = F.kl_div(log_got, log_wanted, log_target=True, reduction="sum") / n * TEMPERATURE**2
-    scale = wanted.float().var(correction=0).clamp(min=1e-12)
-    return apart + (got.float() - wanted.float()).square().mean() / scale

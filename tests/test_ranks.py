@@ -1,0 +1,333 @@
+"""Two processes that share a search, over gloo, all scenarios in one start of them; and what they have in common."""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import smask
+from smask import architectures, named_nets
+from smask.cli.main import main
+from smask.errors import ArgumentError, RankError, SmaskError
+from smask.recipe import recipe_of
+from smask.search.accuracy import score
+from smask.search.data import Batches, Dataset, digits
+from smask.search.progress import Progress
+from smask.search.ranks import N_ALONE, Ranks, mixed
+from smask.search.snapshots import Snapshot
+from smask.search.steps import running_statistics
+
+CPU = torch.device("cpu")
+CLI = ["encode", "--arch", "mlp:64-24-10", "--epochs", "3", "--target-size", "600", "--seed", "3"]
+
+
+def data() -> Dataset:
+    return digits()
+
+
+def net(kind: str) -> nn.Module:
+    mean, std = data().statistics()
+    torch.manual_seed(0)
+    if kind == "mlp":
+        # 33 rows do not halve.
+        return architectures.build(named_nets.architecture("mlp:64-33-10", input_shape=(1, 8, 8), mean=mean, std=std))
+    return architectures.build(
+        {
+            "layers": [
+                {"op": "normalize", "mean": mean, "std": std},
+                {"op": "conv2d", "inputs": 1, "outputs": 7, "kernel": 3}, {"op": "batch-norm-2d", "features": 7}, "relu",
+                {"op": "dropout", "p": 0.1}, "flatten", {"op": "linear", "inputs": 252, "outputs": 10},
+            ]
+        }
+    )  # fmt: skip
+
+
+def search(kind: str, **options: Any) -> nn.Module:
+    batches = Batches(data(), batch_size=128, seed=2, shift=1)
+    return smask.find_masks(net(kind), batches, **{"density": 0.3, "epochs": 2, "seed": 1, **options})
+
+
+def encoded(model: nn.Module) -> bytes:
+    return smask.encode(model.state_dict(), recipe_of(model))
+
+
+class Held:
+    """Keeps the snapshot of one step, and gives it to the next search."""
+
+    place = None
+
+    def __init__(self, step: int, held: Snapshot | None = None) -> None:
+        self.step, self.held = step, held
+
+    def last(self, settings: Mapping[str, Any]) -> Snapshot | None:
+        return self.held
+
+    def due(self) -> bool:
+        return True
+
+    def keep(self, snapshot: Snapshot) -> None:
+        if snapshot.step == self.step:
+            self.held = Snapshot(
+                snapshot.step,
+                json.loads(json.dumps(snapshot.numbers)),
+                {n: t.clone() for n, t in snapshot.tensors.items()},
+            )
+
+
+class Tied(nn.Module):
+    """Blocks in a list, a weight that two of them share, a parameter of its own, one that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)])
+        self.blocks[1].weight = self.blocks[0].weight
+        self.shift, self.unused = nn.Parameter(torch.zeros(10)), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for block in self.blocks[:3]:
+            x = block(x).relu()
+        return self.blocks[3](x) + self.shift
+
+
+def tied(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return smask.find_masks(Tied(), Batches(data(), batch_size=128, seed=2), density=0.3, epochs=2, **options)
+
+
+def refusal(call: Any) -> str:
+    with pytest.raises(SmaskError) as caught:
+        call()
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
+    """What each of two processes does; its results go to a folder."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(ports[0])}
+    said, told = io.StringIO(), io.StringIO()
+    options = ["-o", str(folder / "cli.smask"), "--log", str(folder / "log.jsonl"), "--rank-timeout", "60", "--device"]
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+        code = main([*CLI, *options, "cpu"])
+    texts: dict[str, Any] = {"code": code, "stdout": said.getvalue(), "stderr": told.getvalue()}
+
+    os.environ["MASTER_PORT"] = str(ports[1])
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    group = dist.group.WORLD
+    seen: list[Progress] = []
+    models = {
+        "mlp": search("mlp", group=group, progress=seen.append),
+        "mlp-shard": search("mlp", group=group, shard=True),
+        "bernoulli": search("mlp", group=group, method="bernoulli"),
+        "biprop-shard": search("mlp", group=group, method="biprop", shard=True),
+        "tensor-shard": search("mlp", group=group, scale="tensor", base="normal", shard=True),
+        "tied": tied(group=group),
+        "tied-shard": tied(group=group, shard=True),
+        "accumulated": smask.find_masks(
+            net("mlp"), Batches(data(), batch_size=64, seed=2, shift=1), density=0.3, epochs=2, seed=1, accumulate=2,
+            group=group, precision="bf16",
+        ),
+    }  # fmt: skip
+    texts["accuracy"] = [at.accuracy for at in seen]
+    for name, shard in (("cnn", False), ("cnn-shard", True)):
+        step = 40  # a step at which sharded searches look at the clock, with masks fixed
+        held = Held(step)
+        models[name] = search("cnn", group=group, shard=shard, epochs=4, checkpoints=held)
+        torch.manual_seed(rank)
+        models[f"{name}-resumed"] = search("cnn", group=group, shard=shard, epochs=4, checkpoints=Held(0, held.held))
+    for name, model in models.items():
+        (folder / f"{name}-{rank}").write_bytes(encoded(model))
+
+    texts["settings"] = refusal(lambda: search("mlp", group=group, lr=1e-3 * (1 + rank)))
+    other = [(torch.rand(4, 64), torch.zeros(4, dtype=torch.long) + rank)] * 3
+    texts["batches"] = refusal(lambda: smask.find_masks(nn.Linear(64, 2), other, density=0.5, epochs=1, group=group))
+
+    def refuse() -> Snapshot:
+        raise ArgumentError("checkpoint", "x", "y")
+
+    texts["snapshot"] = refusal(lambda: Ranks(group, CPU).snapshot(refuse))
+    tensors = [torch.full((2,), 1.0 + rank), torch.full((N_ALONE,), 3.0 * rank), torch.full((600, 600), 2.0).t()]
+    for part in (tensors, tensors[1:2]):
+        Ranks(group, CPU).sum(part)
+    texts["sums"] = [[float(t.min()), float(t.max())] for t in tensors]
+    # A rank that does not answer, then one that is gone.
+    impatient = dist.new_group(timeout=timedelta(seconds=2))
+    if rank == 0:
+        for name in ("silent", "gone"):
+            started = time.monotonic()
+            if name == "gone":
+                (folder / "leave").touch()
+            texts[name] = refusal(lambda: search("mlp", group=impatient if name == "silent" else group))  # noqa: B023
+            texts[f"{name} after"] = time.monotonic() - started
+    (folder / f"texts-{rank}.json").write_text(json.dumps(texts))
+    if rank == 1:
+        while not (folder / "leave").exists():
+            time.sleep(0.05)
+    os._exit(0)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    listening = [socket.socket() for _ in range(2)]
+    for one in listening:
+        one.bind(("127.0.0.1", 0))
+    ports = tuple(one.getsockname()[1] for one in listening)
+    for one in listening:
+        one.close()
+    mp.spawn(work, (folder, ports), nprocs=2)
+    return folder
+
+
+def texts_of(results: Path, rank: int) -> dict[str, Any]:
+    return json.loads((results / f"texts-{rank}.json").read_text())
+
+
+def test_both_ranks_have_the_same(results: Path) -> None:
+    names = sorted(path.name[:-2] for path in results.glob("*-0") if path.suffix != ".json")
+    assert len(names) == 12
+    for name in names:
+        assert (results / f"{name}-0").read_bytes() == (results / f"{name}-1").read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {}), ("mlp-shard", {}), ("bernoulli", {"method": "bernoulli"}), ("biprop-shard", {"method": "biprop"}),
+        ("tensor-shard", {"scale": "tensor", "base": "normal"}), ("accumulated", {"precision": "bf16"}),
+    ],
+)  # fmt: skip
+def test_two_ranks_find_what_one_finds(results: Path, name: str, options: dict[str, Any]) -> None:
+    alone, shared = search("mlp", **options), smask.load((results / f"{name}-0").read_bytes())
+    for layer in recipe_of(alone).coded:
+        one, other = alone.state_dict()[layer], shared.state_dict()[layer]
+        assert ((one != 0) == (other != 0)).float().mean() > 0.98, layer
+    assert score(shared, data()).accuracy == pytest.approx(score(alone, data()).accuracy, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["tied", "tied-shard"])
+def test_shared_and_unused_weights(results: Path, name: str) -> None:
+    alone, shared = tied(), smask.load((results / f"{name}-0").read_bytes(), model=Tied())
+    assert recipe_of(alone).coded.keys() == recipe_of(shared).coded.keys()
+    for layer in ("blocks.0.weight", "blocks.3.weight", "unused.weight"):
+        one, other = alone.state_dict()[layer] != 0, shared.state_dict()[layer] != 0
+        assert (one == other).float().mean() > 0.98, layer
+    assert torch.allclose(alone.state_dict()["shift"], shared.state_dict()["shift"], atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-shard"])
+def test_norms_and_dropout(results: Path, name: str) -> None:
+    alone, shared = search("cnn", epochs=4), smask.load((results / f"{name}-0").read_bytes())
+    assert score(shared, data()).accuracy == pytest.approx(score(alone, data()).accuracy, abs=0.12)
+    assert int(shared.state_dict()["2.num_batches_tracked"]) == 44
+    for statistic in ("2.running_mean", "2.running_var"):
+        one, other = alone.state_dict()[statistic], shared.state_dict()[statistic]
+        assert float((one - other).norm() / one.norm()) < 0.3
+
+
+@pytest.mark.parametrize("name", ["cnn", "cnn-shard"])
+def test_resumed_ranks_end_in_the_same_bytes(results: Path, name: str) -> None:
+    assert (results / f"{name}-0").read_bytes() == (results / f"{name}-resumed-0").read_bytes()
+
+
+def test_command_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (texts_of(results, rank) for rank in (0, 1))
+    assert (first["code"], second["code"]) == (0, 0)
+    assert (second["stdout"], second["stderr"]) == ("", "")
+    assert "shared by 2 processes" in first["stderr"]
+    events = [json.loads(line)["event"] for line in (results / "log.jsonl").read_text().splitlines()]
+    assert (events[0], events[-1], events.count("result")) == ("begin", "result", 1)
+    assert main([*CLI, "--device", "cpu", "-q", "-o", str(tmp_path / "alone.smask")]) == 0
+    shared, alone = smask.load(results / "cli.smask"), smask.load(tmp_path / "alone.smask")
+    assert (results / "cli.smask").stat().st_size <= 600
+    for name, weight in alone.state_dict().items():
+        assert ((weight != 0) == (shared.state_dict()[name] != 0)).float().mean() > 0.98
+    capsys.readouterr()
+
+
+def test_large_and_small_sums(results: Path) -> None:
+    assert texts_of(results, 0)["sums"] == texts_of(results, 1)["sums"] == [[3, 3], [6, 6], [4, 4]]
+
+
+def test_progress_counts_the_inputs_of_all(results: Path) -> None:
+    seen: list[Progress] = []
+    search("mlp", progress=seen.append)
+    assert texts_of(results, 0)["accuracy"] == texts_of(results, 1)["accuracy"]
+    assert texts_of(results, 0)["accuracy"] == pytest.approx([at.accuracy for at in seen], abs=0.01)
+
+
+def test_ranks_that_differ_are_told(results: Path) -> None:
+    for rank in (0, 1):
+        texts = texts_of(results, rank)
+        for name, what in (("settings", "lr"), ("batches", "batches")):
+            assert f"RankError: rank {rank} of 2: {what} of rank 1 not as of rank 0" in texts[name]
+    assert texts_of(results, 0)["snapshot"].startswith("ArgumentError: checkpoint")
+    assert "rank 0 said: checkpoint" in texts_of(results, 1)["snapshot"]
+
+
+def test_a_dead_or_silent_rank_is_an_error_in_time(results: Path) -> None:
+    texts = texts_of(results, 0)
+    for name in ("silent", "gone"):
+        assert "RankError: rank 0 of 2: another rank has ended or did not answer in time" in texts[name]
+        assert texts[f"{name} after"] < 15
+
+
+def test_rows_of_a_batch() -> None:
+    class Pair(Ranks):
+        def __init__(self, rank: int, size: int) -> None:
+            self.rank, self.size = rank, size
+
+    x, y = {"a": torch.arange(10).view(5, 2), "scale": torch.tensor(3.0)}, [torch.arange(5)]
+    parts = [Pair(rank, 3).share((x, y)) for rank in range(3)]
+    assert [n for *_, n, _ in parts] == [1, 2, 2]
+    assert torch.equal(torch.cat([part[0]["a"] for part in parts]), x["a"])
+    assert torch.equal(torch.cat([part[1][0] for part in parts]), y[0])
+    assert all(float(part[0]["scale"]) == 3 for part in parts)
+    few = [Pair(rank, 8).share((torch.rand(3, 2), None)) for rank in range(8)]
+    assert sum(n for *_, n, _ in few) == 3
+    assert {len(part[0]) for part in few} == {1}
+    with pytest.raises(ArgumentError) as caught:
+        Pair(1, 2).share((torch.rand(4, 2), torch.rand(3)))
+    assert caught.value.name == "batches"
+
+
+def test_seeds_differ_in_the_bits_that_generators_look_at() -> None:
+    seeds = {mixed(seed, stream, step) % 2**32 for seed in range(4) for stream in range(8) for step in range(64)}
+    assert len(seeds) == 4 * 8 * 64
+    assert all(0 <= mixed(seed) < 2**63 for seed in range(100))
+
+
+def test_running_statistics_are_those_of_norms_in_training() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3).eval())
+    assert [id(t) for t in running_statistics(model)] == [id(model[0].running_mean), id(model[0].running_var)]
+
+
+def test_shards_need_ranks() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        search("mlp", shard=True)
+    assert caught.value.name == "shard"
+
+
+def test_shards_have_no_scaled_losses() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        search("mlp", shard=True, precision="fp16")
+    assert caught.value.name == "precision"
+
+
+def test_an_error_of_a_rank_says_who() -> None:
+    error = RankError(1, 4, "x")
+    assert (error.rank, error.size, error.reason, error.exit_code) == (1, 4, "x", 6)
+    assert "rank 1 of 4" in str(error)
