@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
+from ..readers.reading import CLASSES, Reading
 
 IDX_FILES = {
     "x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels",
@@ -34,6 +36,10 @@ class Dataset:
         x_train, x_test: uint8 or float32 [N, ...] on the CPU; images are [N, channels, height, width].
         y_train, y_test: int64 [N].
         top: Value of a full uint8 input; inputs are divided by it, so that the net sees [0, 1].
+        classes: Their names in order of label, None where the data has only numbers.
+        facts: What a file has to say, beside the classes, for its model to be used on other data.
+        augmented: Whether three-dimensional inputs are pictures, which may be moved and mirrored.
+        columns: Whether features are of different kinds, so that each is normalised by itself.
     """
 
     name: str
@@ -42,6 +48,16 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     top: float = 255.0
+    classes: tuple[str, ...] | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    columns: bool = False
+    augmented: bool = True
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        """What a file has to say for its model to be used on other data."""
+        names = {} if self.classes is None else {CLASSES: json.dumps(self.classes, ensure_ascii=False)}
+        return {**names, **self.facts}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -50,11 +66,13 @@ class Dataset:
 
     @property
     def n_classes(self) -> int:
-        """Largest training label plus one."""
-        return int(self.y_train.max()) + 1
+        """Number of names, or largest training label plus one."""
+        return int(self.y_train.max()) + 1 if self.classes is None else len(self.classes)
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of the training inputs, a channel (or all features together), four digits."""
+        """Mean and standard deviation of the training inputs: a channel, a column, or all features together."""
+        if self.columns:
+            return _of_columns(self.x_train.numpy())
         axes = (0, 2, 3) if self.x_train.dim() == 4 else None
         x = self.x_train.numpy()
         mean = np.atleast_1d(x.mean(axis=axes, dtype=np.float64))
@@ -93,6 +111,14 @@ class Dataset:
         return x.to(torch.float32) / self.top if x.dtype == torch.uint8 else x
 
 
+def _of_columns(x: np.ndarray) -> tuple[list[float], list[float]]:
+    """Four significant digits: columns may be in any units."""
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    # A column that never changes, but for rounding, is left as it is.
+    still = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
+    return [float(f"{m:.4g}") for m in mean], [1.0 if s else float(f"{d:.4g}") for s, d in zip(still, std, strict=True)]
+
+
 class Batches:
     """Shuffled training batches on a device; every pass over it is a new epoch of the same seeded sequence.
 
@@ -102,12 +128,15 @@ class Batches:
         seed: Of the order and the shifts.
         shift: Images are moved by up to this many pixels in both directions, each by itself.
         device: Where batches are wanted.
+        flip: Whether every other image, by chance, is mirrored left to right.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu"
-    ) -> None:
+        self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu",
+        flip: bool = False,
+    ) -> None:  # fmt: skip
         self.dataset, self.shift, self.seed, self.device = dataset, shift, seed, torch.device(device)
+        self.flip = flip
         self.batch_size = min(batch_size, len(dataset.x_train))
         self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.x = dataset.x_train.to(device)
@@ -118,7 +147,8 @@ class Batches:
 
     def fingerprint(self) -> str:
         """sha256 over the training data and all that decides batches: a search goes on only with the same."""
-        running = hashlib.sha256(repr((self.batch_size, self.seed, self.shift, self.dataset.top)).encode())
+        settings = (self.batch_size, self.seed, self.shift, self.dataset.top, *["flip"] * self.flip)
+        running = hashlib.sha256(repr(settings).encode())
         for tensor in (self.dataset.x_train, self.dataset.y_train):
             running.update(repr((tensor.dtype, tensor.shape)).encode())
             running.update(tensor.contiguous().numpy().data)
@@ -132,6 +162,8 @@ class Batches:
             x = self.x[chosen]
             if self.shift and x.dim() == 4:
                 x = shifted(x, self.shift, self.generator)
+            if self.flip and x.dim() == 4:
+                x = mirrored(x, self.generator)
             yield self.dataset.inputs(x), self.y[chosen]
 
 
@@ -152,7 +184,13 @@ def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
     return x.flatten(2).gather(2, pixels).view(x.shape)
 
 
-def load_dataset(source: str) -> Dataset:
+def mirrored(x: Tensor, random: torch.Generator) -> Tensor:
+    """Every image, [N, channels, height, width], mirrored left to right with a probability of one half."""
+    turned = torch.randint(0, 2, (len(x), 1, 1, 1), generator=random, dtype=torch.bool).to(x.device)
+    return torch.where(turned, x.flip(3), x)
+
+
+def load_dataset(source: str, reading: Reading | None = None) -> Dataset:
     """Data named on the command line.
 
     Args:

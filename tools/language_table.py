@@ -1,0 +1,132 @@
+"""Masked language models beside a trained one of the same net and steps; keeps it in docs/language.json.
+
+    python tools/language_table.py --data ../shared/data/tinyshakespeare/input.txt   # about half an hour on one core
+    python tools/language_table.py --data book.txt --arch gpt:2x64x2x64 --epochs 1 --densities 0.3 --out report.json
+
+`trained` is the net with all weights trained by AdamW on the same batches; its further rows are `smask convert` of it,
+8 bits a weight and to the bytes of each masked file, without data. `binary` trains a sign for every weight (the method
+`signed` at density 1). All rows are scored on the last tenth of the text, files read back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import smask
+from smask import architectures, named_nets
+from smask.measurement import facts
+from smask.readers.reading import Reading
+from smask.search.loop import find_masks
+from smask.search.tasks import Language, context_of
+from smask.search.text import load_text
+
+OUT = Path(__file__).parents[1] / "docs/language.json"
+WARM_UP = 100
+
+
+def trained(net: nn.Module, task: Language, *, epochs: int, batch_size: int, lr: float) -> nn.Module:
+    """All weights trained; warm-up and half a cosine, as small language models commonly are."""
+    model, batches, loss = copy.deepcopy(net).train(), task.batches(batch_size, seed=0, device="cpu"), task.loss(0.0)
+    # As nanoGPT begins and decays: normal weights of 0.02, decay of matrices alone.
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.dim() > 1 else others).append(parameter)
+        if parameter.dim() > 1 and "norm" not in name:
+            nn.init.normal_(parameter, std=0.02)
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    n_steps, step = epochs * len(batches), 0
+    for _ in range(epochs):
+        for x, y in batches:
+            rate = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate
+            optimizer.zero_grad(set_to_none=True)
+            loss(model(x), y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            if step % 500 == 0:
+                print(f"  trained {step}/{n_steps}", file=sys.stderr)
+    return model.eval()
+
+
+def row(name: str, model: nn.Module, n_bytes: int, task: Language, seconds: float | None = None) -> dict[str, Any]:
+    scored = task.score(model, device="cpu")
+    found = {
+        "name": name, "n_bytes": n_bytes, "bits_per_byte": round(scored.bits_per_byte, 4),
+        "nats_per_token": round(scored.loss, 4), "seconds": seconds and round(seconds, 1),
+    }  # fmt: skip
+    print(json.dumps(found), file=sys.stderr)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="FILE.txt")
+    parser.add_argument("--tokens", default="characters")
+    parser.add_argument("--arch", default="gpt:4x128x4x64")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--mask-lr", type=float, default=1e-3)
+    parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.3])
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    text = load_text(arguments.data, Reading(tokens=arguments.tokens))
+    arch = named_nets.architecture(arguments.arch, n_classes=text.n_classes)
+    task = Language(text, context_of(arch))
+    torch.manual_seed(0)
+    net = architectures.build(arch)
+    options = {"epochs": arguments.epochs, "batch_size": arguments.batch_size}
+    n_steps = arguments.epochs * len(task.batches(arguments.batch_size, seed=0, device="cpu"))
+    report: dict[str, Any] = {
+        "machine": facts(), "arch": arguments.arch, "tokens": arguments.tokens, "n_steps": n_steps, **options,
+        "lr": arguments.lr, "mask_lr": arguments.mask_lr, "n_weights": sum(p.numel() for p in net.parameters()),
+        "rows": [],
+    }  # fmt: skip
+    rows = report["rows"]
+
+    def done(*found: Any) -> None:
+        rows.append(row(*found[:3], task, *found[3:]))
+        arguments.out.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+    with tempfile.TemporaryDirectory() as folder:
+        out, sizes = Path(folder) / "out.smask", []
+        searches = [(f"mask, density {density:g}", "auto", density) for density in arguments.densities]
+        for name, method, density in [*searches, ("binary", "signed", 1.0)]:
+            started = time.perf_counter()
+            found = find_masks(
+                net, task.batches(arguments.batch_size, seed=0, device="cpu"), loss=task.loss(0.0), method=method,
+                density=density, epochs=arguments.epochs, lr=arguments.mask_lr, meta=dict(task.meta),
+            )  # fmt: skip
+            seconds = time.perf_counter() - started
+            sizes.append(smask.save(found, out))
+            done(name, smask.load(out), sizes[-1], seconds)
+        started = time.perf_counter()
+        plain = trained(net, task, epochs=arguments.epochs, batch_size=arguments.batch_size, lr=arguments.lr)
+        seconds = time.perf_counter() - started
+        done("trained, float32", plain, sum(4 * p.numel() for p in plain.parameters()), seconds)
+        goals: list[dict[str, Any]] = [{"bits": 8.0}, *({"target_size": size} for size in sorted(sizes))]
+        for goal in goals:
+            made = smask.convert_checkpoint(plain, out, arch=arch, overwrite=True, **goal)
+            name = (
+                "trained, 8 bits a weight" if "bits" in goal else f"trained, converted to {goal['target_size']:,} bytes"
+            )
+            done(name, smask.load(out), made.n_bytes)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
