@@ -1,15 +1,10 @@
-"""Labelled data for a search: bundled digits, a folder of idx files, an ``.npz`` of four arrays."""
+"""Labelled data for a search: what a reader found, split, and its training batches."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import math
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,13 +13,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
+from ..readers import sounds
+from ..readers.arrays import is_idx, read_idx, read_npz
+from ..readers.examples import Examples, parted
+from ..readers.folders import suffixes_in
+from ..readers.hubs import read_hub, read_openml
+from ..readers.images import read_images
 from ..readers.reading import CLASSES, Reading
-
-IDX_FILES = {
-    "x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels",
-}  # fmt: skip
-IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-MAX_CLASSES = 65_536
+from ..readers.sounds import read_sounds
+from ..readers.tables import read_csv, read_parquet
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,24 +191,50 @@ def load_dataset(source: str, reading: Reading | None = None) -> Dataset:
     """Data named on the command line.
 
     Args:
-        source: ``digits``, a folder of idx files (``.gz`` or not), or an ``.npz`` with ``x_train, y_train, x_test,
-            y_test`` (images NHWC, NCHW or NHW; uint8 is divided by 255, floats are taken as they are).
+        source: ``digits``; ``openml:NAME``; ``hf:NAME``; a folder of idx files, of images by class or of WAV files by
+            class; an ``.npz``; a table, ``.csv``, ``.tsv`` or ``.parquet``.
+        reading: How it is read and split where it does not say so itself.
 
     Raises:
-        DataError: Missing, unreadable or inconsistent data.
+        DataError: Missing, unreadable or inconsistent data, or a library that is not there.
     """
     if source == "digits":
         return digits()
+    reading = reading or Reading()
+    found = _read(source, reading)
+    train, test = parted(source, found, reading)
+    x_train, y_train, x_test, y_test = (
+        torch.from_numpy(np.require(array, requirements=("C", "W"))) for array in (train.x, train.y, test.x, test.y)
+    )
+    return Dataset(
+        source, x_train, y_train, x_test, y_test, classes=found.classes, facts=found.facts, columns=found.columns,
+        augmented=found.pictures,
+    )  # fmt: skip
+
+
+def _read(source: str, reading: Reading) -> Examples:
+    family, colon, name = source.partition(":")
     path = Path(source)
+    if colon and family in COLLECTIONS and name:
+        return COLLECTIONS[family](name, reading)
     if path.is_dir():
-        arrays = {name: _idx_file(path, stem) for name, stem in IDX_FILES.items()}
-    elif path.suffix == ".npz" and path.is_file():
-        arrays = _npz(path)
-    elif path.exists():
-        raise DataError(source, "neither 'digits', nor a folder of idx files, nor an .npz file")
-    else:
-        raise DataError(source, "not found; give 'digits', a folder of idx files or an .npz file")
-    return _dataset(source, arrays)
+        if is_idx(path):
+            return read_idx(path)
+        suffixes = suffixes_in(path)
+        return read_sounds(path, reading) if suffixes & {*sounds.SUFFIXES} else read_images(path, reading)
+    if not path.exists():
+        raise DataError(
+            source, f"not found; give 'digits', a folder, a file ({', '.join(FILES)}), openml:NAME or hf:NAME"
+        )
+    if path.suffix.lower() not in FILES:
+        raise DataError(source, f"no file of a known kind: {', '.join(FILES)}, or a folder")
+    return FILES[path.suffix.lower()](path, reading)
+
+
+FILES: Mapping[str, Callable[[Path, Reading], Examples]] = {
+    ".npz": lambda path, reading: read_npz(path), ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet,
+}  # fmt: skip
+COLLECTIONS: Mapping[str, Callable[[str, Reading], Examples]] = {"openml": read_openml, "hf": read_hub}
 
 
 def digits() -> Dataset:
@@ -223,72 +246,3 @@ def digits() -> Dataset:
     labels = torch.from_numpy(y.astype(np.int64))
     test = torch.arange(len(labels)) % 5 == 4
     return Dataset("digits", images[~test], labels[~test], images[test], labels[test], top=16.0)
-
-
-def _idx_file(folder: Path, stem: str) -> np.ndarray:
-    found = sorted(path for path in folder.iterdir() if path.name.startswith(stem))
-    if not found:
-        raise DataError(str(folder), f"no file that begins with {stem}")
-    path = found[0]
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(str(path), f"unreadable: {error}") from None
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_DTYPES or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(str(path), "not an idx file")
-    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    dtype = np.dtype(IDX_DTYPES[raw[2]])
-    want = 4 + 4 * raw[3] + math.prod(shape) * dtype.itemsize
-    if len(raw) != want:
-        raise DataError(str(path), f"{len(raw)} bytes, its header asks for {want}")
-    return np.frombuffer(raw, dtype, offset=4 + 4 * raw[3]).reshape(shape)
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in IDX_FILES if name not in archive.files]
-            if missing:
-                raise DataError(str(path), f"no array {missing[0]}; it has {', '.join(archive.files) or 'none'}")
-            return {name: archive[name] for name in IDX_FILES}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(str(path), f"unreadable: {error}") from None
-
-
-def _dataset(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
-    for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = arrays[f"y_{part}"] = y[:, 0]
-        if x.ndim < 2 or y.ndim != 1:
-            raise DataError(source, f"x_{part} has shape {x.shape} and y_{part} {y.shape}, want [N, ...] and [N]")
-        if len(x) != len(y) or not len(x):
-            raise DataError(source, f"x_{part} has {len(x)} inputs and y_{part} {len(y)} labels")
-        if not np.issubdtype(y.dtype, np.integer):
-            raise DataError(source, f"y_{part} holds {y.dtype}, want integers")
-        if not (np.issubdtype(x.dtype, np.floating) or x.dtype == np.uint8):
-            raise DataError(source, f"x_{part} holds {x.dtype}, want uint8 or floats")
-        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
-            raise DataError(source, f"x_{part} holds values that are not finite")
-    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:] or arrays["x_train"].dtype != arrays["x_test"].dtype:
-        raise DataError(source, "x_train and x_test differ in shape or dtype")
-    n_classes = int(arrays["y_train"].max()) + 1
-    for part in ("train", "test"):
-        low, high = int(arrays[f"y_{part}"].min()), int(arrays[f"y_{part}"].max())
-        if low < 0 or high >= min(n_classes, MAX_CLASSES):
-            allowed = min(n_classes, MAX_CLASSES) - 1
-            raise DataError(source, f"y_{part} has labels {low} to {high}, want 0 to {allowed}")
-    x_train, x_test = _inputs(arrays["x_train"]), _inputs(arrays["x_test"])
-    y_train, y_test = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
-    return Dataset(source, x_train, y_train, x_test, y_test)
-
-
-def _inputs(array: np.ndarray) -> Tensor:
-    """Images as NCHW, everything else as it is; uint8 stays, floats become float32."""
-    array = np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.float32))
-    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if tensor.dim() == 3:
-        return tensor[:, None]
-    if tensor.dim() == 4 and tensor.shape[3] in (1, 3) and tensor.shape[1] not in (1, 3):
-        return tensor.permute(0, 3, 1, 2).contiguous()
-    return tensor
