@@ -202,6 +202,21 @@ def test_on_the_command_line(
     assert not (tmp_path / "b.smask").exists()
 
 
+def test_a_trained_gpt_is_calibrated_on_text(book: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(architectures.build(named_nets.architecture("gpt:1x16x2x8")).state_dict(), "gpt.pt")
+    convert = ["convert", "gpt.pt", "--target-size", "3kB", "--arch", "gpt:1x16x2x8", "-q"]
+    assert main([*convert, "-o", "blind.smask"]) == 0
+    assert main([*convert, "--calibrate", book, "--tokens", "bytes", "--samples", "20", "-o", "seen.smask"]) == 0
+    plain = architectures.build(named_nets.architecture("gpt:1x16x2x8"))
+    plain.load_state_dict(torch.load("gpt.pt", weights_only=True))
+    x = load_text(book, Reading()).windows(100, 8)
+    with torch.no_grad():
+        blind, seen = (float((smask.load(f"{name}.smask")(x) - plain(x)).square().mean()) for name in ("blind", "seen"))
+    assert seen < blind
+
+
 def test_tinyshakespeare_as_it_is_split(real_data: Path) -> None:
     text = load_text(str(real_data / "tinyshakespeare/input.txt"), Reading(tokens="characters"))
     assert (len(text.alphabet or ""), len(text.train), len(text.test)) == (65, 1_003_855, 111_539)

@@ -1,11 +1,13 @@
 """Masked language models beside a trained one of the same net and steps; keeps it in docs/language.json.
 
     python tools/language_table.py --data ../shared/data/tinyshakespeare/input.txt   # about half an hour on one core
+    python tools/language_table.py --data FILE --only trained                        # the other rows stay
     python tools/language_table.py --data book.txt --arch gpt:2x64x2x64 --epochs 1 --densities 0.3 --out report.json
 
 `trained` is the net with all weights trained by AdamW on the same batches; its further rows are `smask convert` of it,
-8 bits a weight and to the bytes of each masked file, without data. `binary` trains a sign for every weight (the method
-`signed` at density 1). All rows are scored on the last tenth of the text, files read back.
+8 bits a weight, and to the bytes of each masked file, without data and with 500 windows of it (`--calibrate`). `binary`
+trains a sign for every weight (the method `signed` at density 1). All rows are scored on the last tenth of the text,
+files read back.
 """
 
 from __future__ import annotations
@@ -82,6 +84,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--mask-lr", type=float, default=1e-3)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.3])
+    parser.add_argument("--only", choices=("mask", "binary", "trained"), help="measure these; the other rows stay")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     text = load_text(arguments.data, Reading(tokens=arguments.tokens))
@@ -96,6 +99,12 @@ def main() -> int:
         "lr": arguments.lr, "mask_lr": arguments.mask_lr, "n_weights": sum(p.numel() for p in net.parameters()),
         "rows": [],
     }  # fmt: skip
+    if arguments.only:
+        kept = json.loads(arguments.out.read_text())
+        differences = [key for key in report if key not in ("rows", "machine", "lr") and report[key] != kept.get(key)]
+        if differences:
+            parser.error(f"{arguments.out} was measured with another {', '.join(differences)}")
+        report["rows"] = [one for one in kept["rows"] if not one["name"].startswith(arguments.only)]
     rows = report["rows"]
 
     def done(*found: Any) -> None:
@@ -103,28 +112,34 @@ def main() -> int:
         arguments.out.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
-        out, sizes = Path(folder) / "out.smask", []
+        out = Path(folder) / "out.smask"
         searches = [(f"mask, density {density:g}", "auto", density) for density in arguments.densities]
         for name, method, density in [*searches, ("binary", "signed", 1.0)]:
+            if arguments.only and not name.startswith(arguments.only):
+                continue
             started = time.perf_counter()
             found = find_masks(
                 net, task.batches(arguments.batch_size, seed=0, device="cpu"), loss=task.loss(0.0), method=method,
                 density=density, epochs=arguments.epochs, lr=arguments.mask_lr, meta=dict(task.meta),
             )  # fmt: skip
             seconds = time.perf_counter() - started
-            sizes.append(smask.save(found, out))
-            done(name, smask.load(out), sizes[-1], seconds)
+            n_bytes = smask.save(found, out)
+            done(name, smask.load(out), n_bytes, seconds)
+        if arguments.only in ("mask", "binary"):
+            return 0
         started = time.perf_counter()
         plain = trained(net, task, epochs=arguments.epochs, batch_size=arguments.batch_size, lr=arguments.lr)
         seconds = time.perf_counter() - started
         done("trained, float32", plain, sum(4 * p.numel() for p in plain.parameters()), seconds)
-        goals: list[dict[str, Any]] = [{"bits": 8.0}, *({"target_size": size} for size in sorted(sizes))]
-        for goal in goals:
-            made = smask.convert_checkpoint(plain, out, arch=arch, overwrite=True, **goal)
-            name = (
-                "trained, 8 bits a weight" if "bits" in goal else f"trained, converted to {goal['target_size']:,} bytes"
-            )
-            done(name, smask.load(out), made.n_bytes)
+        made = smask.convert_checkpoint(plain, out, arch=arch, overwrite=True, bits=8.0)
+        done("trained, 8 bits a weight", smask.load(out), made.n_bytes)
+        windows = text.windows(500, task.context)
+        for size in sorted(one["n_bytes"] for one in rows if one["name"].startswith(("mask", "binary"))):
+            for name, calibrate in (("trained, converted", None), ("trained, calibrated", windows)):
+                made = smask.convert_checkpoint(
+                    plain, out, arch=arch, overwrite=True, target_size=size, calibrate=calibrate
+                )
+                done(name, smask.load(out), made.n_bytes)
     return 0
 
 

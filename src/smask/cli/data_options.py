@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..readers.reading import Reading
+    from ..search.data import Dataset
     from ..search.tasks import Task
 
 KINDS = """\
@@ -48,6 +51,35 @@ def reading_of(arguments: argparse.Namespace, remembered: Mapping[str, Any] | No
         raise ArgumentError("--split-seed", arguments.split_seed, "0 or more")
     chosen = {name: value for name, value in said.items() if value is not None}
     return Reading(**{**(remembered or {}), **chosen, "split_seed": arguments.split_seed})
+
+
+def dataset_for(arguments: argparse.Namespace, source: str, arch: Mapping[str, Any]) -> Dataset:
+    """Labelled data as a net of this architecture wants it.
+
+    Raises:
+        DataError: Missing, unreadable or inconsistent data.
+    """
+    from ..readers.reading import remembered
+    from ..search.data import load_dataset
+
+    shape = arch.get("input")
+    kept = remembered({}, tuple(shape) if isinstance(shape, list | tuple) else None)
+    return load_dataset(source, reading_of(arguments, kept))
+
+
+def inputs_of(arguments: argparse.Namespace, source: str, arch: Mapping[str, Any], n_inputs: int) -> Tensor:
+    """So many training inputs for a net of this architecture: windows of a text where --tokens says that it is one.
+
+    Raises:
+        DataError: Missing, unreadable or inconsistent data.
+        ArchitectureError: A language model that does not say how many tokens it takes.
+    """
+    from ..search.tasks import context_of
+    from ..search.text import load_text
+
+    if arguments.tokens:
+        return load_text(source, reading_of(arguments)).windows(n_inputs, context_of(arch))
+    return dataset_for(arguments, source, arch).sample(n_inputs)
 
 
 def task_of_file(arguments: argparse.Namespace, arch: Mapping[str, Any], meta: Mapping[str, str]) -> Task:

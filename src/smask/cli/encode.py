@@ -132,9 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Searches, writes, reads back, scores what was read."""
     from .. import container
 
-    output = Path(
-        arguments.output or f"{Path(arguments.data).resolve().stem if arguments.data != 'digits' else 'digits'}.smask"
-    )
+    output = Path(arguments.output or f"{_stem(arguments.data)}.smask")
     container.check_output(output, overwrite=arguments.force)
     _check(arguments)
     meta = screen.meta_of(arguments)
@@ -179,6 +177,12 @@ def run(arguments: argparse.Namespace) -> int:
         rows.insert(2, ("searches", f"validation accuracy of each: {', '.join(tried)}"))
     screen.result(fields, rows, as_json=arguments.json)
     return 0
+
+
+def _stem(data: str) -> str:
+    """Name of the data without folder and ending, or without the name of the collection."""
+    collection, colon, name = data.partition(":")
+    return Path(name if colon and collection in ("openml", "hf") else data).resolve().stem
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -227,7 +227,7 @@ def _read(source: str, reading: Reading) -> Examples:
             source, f"not found; give 'digits', a folder, a file ({', '.join(FILES)}), openml:NAME or hf:NAME"
         )
     if path.suffix.lower() not in FILES:
-        raise DataError(source, f"no file of a known kind: {', '.join(FILES)}, or a folder")
+        raise DataError(source, f"no file of a known kind: {', '.join(FILES)}, or a folder; text is --task lm")
     return FILES[path.suffix.lower()](path, reading)
 
 
