@@ -206,9 +206,9 @@ def test_a_trained_gpt_is_calibrated_on_text(book: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     torch.save(architectures.build(named_nets.architecture("gpt:1x16x2x8")).state_dict(), "gpt.pt")
-    convert = ["convert", "gpt.pt", "--target-size", "3kB", "--arch", "gpt:1x16x2x8", "-q"]
+    convert = ["convert", "gpt.pt", "--target-size", "8kB", "--arch", "gpt:1x16x2x8", "-q"]
     assert main([*convert, "-o", "blind.smask"]) == 0
-    assert main([*convert, "--calibrate", book, "--tokens", "bytes", "--samples", "20", "-o", "seen.smask"]) == 0
+    assert main([*convert, "--calibrate", book, "--tokens", "bytes", "--samples", "200", "-o", "seen.smask"]) == 0
     plain = architectures.build(named_nets.architecture("gpt:1x16x2x8"))
     plain.load_state_dict(torch.load("gpt.pt", weights_only=True))
     x = load_text(book, Reading()).windows(100, 8)
