@@ -1,6 +1,7 @@
 """Folders of images: classes, splits, sizes, modes, and everything that an image can be that it should not."""
 
 import json
+import os
 import struct
 import sys
 import zlib
@@ -159,6 +160,15 @@ def test_folders_that_are_no_data(tmp_path: Path, folder: Path) -> None:
         with pytest.raises(DataError) as caught:
             load_dataset(str(tmp_path / name))
         assert word in caught.value.reason, name
+
+
+@pytest.mark.parametrize("name", [b"c\xe9", b"a\nb", b"\x1b[31m"])
+def test_names_that_are_no_text(folder: Path, name: bytes) -> None:
+    """Neither a manifest nor a terminal takes them; that is said before the search, not after it."""
+    (folder / "cat").rename(folder / os.fsdecode(name))
+    with pytest.raises(DataError) as caught:
+        load_dataset(str(folder))
+    assert "cannot be shown" in caught.value.reason
 
 
 def test_classes_of_the_net_come_first(folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from smask.cli.main import main
 from smask.errors import DataError
-from smask.readers.reading import Reading
+from smask.readers.reading import Reading, remembered
 from smask.search.data import load_dataset
 
 HEADED = "width,height,species\n" + "".join(f"{i},{i / 2},{('a', 'b')[i % 2]}\n" for i in range(20))
@@ -74,13 +74,22 @@ def test_columns_are_normalised_each_by_itself(tmp_path: Path) -> None:
 
 
 def test_pixels_are_bytes(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).integers(0, 256, (10, 64))
+    rows = np.random.default_rng(0).integers(1, 255, (10, 64))
     rows[0, :2] = 0, 255
     text = "".join(",".join(map(str, [*row, index % 2])) + "\n" for index, row in enumerate(rows))
     data = load_dataset(table(tmp_path / "p.csv", text), Reading(test_part=1))
     assert data.x_train.dtype == torch.uint8
     assert data.x_train.tolist() == rows.tolist()
     assert len(data.statistics()[0]) == 1
+    # A file remembers it, for tables that do not look like it.
+    kept = remembered(data.meta, None)
+    few = table(tmp_path / "few.csv", "".join(text.splitlines(keepends=True)[1:]))
+    assert load_dataset(few, Reading(test_part=1)).x_test.dtype == torch.float32
+    assert load_dataset(few, Reading(test_part=1, **kept)).x_test.dtype == torch.uint8
+    assert load_dataset(str(tmp_path / "p.csv"), Reading(classes=("0", "1"), pixels=False)).columns
+    with pytest.raises(DataError) as caught:
+        load_dataset(table(tmp_path / "p.csv", text.replace("255", "255.5")), Reading(**kept))
+    assert "takes pixels" in caught.value.reason
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ def _task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
     """The data, and the net for it, its free parameters drawn from the seed; the name of the net."""
     name, reading = arguments.arch or _defaults(arguments)[0], data_options.reading_of(arguments)
     task: Task
+    if not Path(arguments.data).is_file() and arguments.data != "digits":
+        screen.say(f"reading {arguments.data} ...", quiet=arguments.quiet)  # folders and collections may take a while
     if arguments.task == "lm":
         text = load_text(arguments.data, reading)
         arch = named_nets.architecture(name, n_classes=text.n_classes)

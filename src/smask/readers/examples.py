@@ -81,9 +81,12 @@ def numbered(source: str, names: Sequence[str], wanted: tuple[str, ...] | None) 
     Names that are all whole numbers are ordered as numbers.
 
     Raises:
-        DataError: No names, a single class, too many, or one that is not among the wanted.
+        DataError: No names, a single class, too many, one that is not among the wanted, or that is no text.
     """
     there = set(names)
+    for name in there:
+        if not name.isprintable():
+            raise DataError(source, f"class {name!r} has characters that cannot be shown")
     classes = wanted or tuple(sorted(there, key=_order(there)))
     number = {name: index for index, name in enumerate(classes)}
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def read_hub(name: str, reading: Reading) -> Examples:
     label = _label(source, features, reading, datasets)
     labels = _labels(source, there, label, features[label], datasets)
     y, classes = numbered(source, labels, reading.classes or _declared(features[label], datasets))
+    facts: Mapping[str, str]
     if images:
         column = images[0]
         # Undecoded: pixels are made by the reader of images, with its limits.
@@ -86,14 +88,14 @@ def read_hub(name: str, reading: Reading) -> Examples:
         x = stacked(
             source, [(f"{source} image {i + 1}", _encoded(source, i, row)) for i, row in enumerate(rows)], reading
         )
-        columns = False
+        columns, facts = False, {}
     else:
         whole = {key: np.concatenate([_column(part, key) for part in there]) for key in features if key != label}
         made = of_table(source, {**whole, label: np.array(labels, object)}, _with(reading, label))
-        x, columns = made.train.x, made.columns
+        x, columns, facts = made.train.x, made.columns, made.facts
     n = len(there[0])
     test = Part(x[n:], y[n:]) if len(there) > 1 else None
-    return Examples(Part(x[:n], y[:n]), test, classes, columns=columns)
+    return Examples(Part(x[:n], y[:n]), test, classes, facts, columns=columns)
 
 
 def _label(source: str, features: Any, reading: Reading, datasets: Any) -> str:

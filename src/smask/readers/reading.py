@@ -14,7 +14,7 @@ TOKENS = ("bytes", "characters")
 # Members of a file's meta: what has to be the same for data that a net is used on.
 PREFIX = "data."
 CLASSES, TOKENS_KEY, ALPHABET = "data.classes", "data.tokens", "data.alphabet"
-RATE, SECONDS = "data.sample_rate", "data.seconds"
+RATE, SECONDS, PIXELS = "data.sample_rate", "data.seconds", "data.pixels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Reading:
         classes: Names of the classes in order of label, None for those that are there.
         tokens: ``bytes`` or ``characters`` of a text.
         alphabet: Characters in order of token, None for those that are there.
+        pixels: Whether the columns of a table are pixels, bytes; None for what they look like.
     """
 
     label: str | None = None
@@ -45,6 +46,7 @@ class Reading:
     classes: tuple[str, ...] | None = None
     tokens: str = "bytes"
     alphabet: str | None = None
+    pixels: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.test_part <= 1:
@@ -70,7 +72,7 @@ def remembered(meta: Mapping[str, str], input_shape: tuple[int, ...] | None) -> 
         names = _value(meta, CLASSES)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise _wrong(meta, CLASSES, "a JSON array of names")
-        fields["classes"] = tuple(names)
+        fields |= {"classes": tuple(names), "pixels": meta.get(PIXELS) == "true"}
     if TOKENS_KEY in meta:
         if meta[TOKENS_KEY] not in TOKENS:
             raise _wrong(meta, TOKENS_KEY, " or ".join(TOKENS))

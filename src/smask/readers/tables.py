@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from .examples import Examples, Part, check_size, numbered
-from .reading import Reading
+from .reading import PIXELS, Reading
 
 LABEL = "label"
 # As many columns of nothing but whole numbers from 0 to 255, with 255 among them, are the pixels of a picture.
@@ -148,7 +148,7 @@ def of_columns(source: str, x: np.ndarray, labels: Sequence[str], reading: Readi
     """Features, float32 [N, features], and labels as examples; pixels become uint8.
 
     Raises:
-        DataError: Labels that are measured, not classes.
+        DataError: Labels that are measured, not classes; pixels wanted where there are none.
     """
     if reading.classes is None:
         fractions = {label for label in labels if _is_number(label) and not float(label).is_integer()}
@@ -156,8 +156,12 @@ def of_columns(source: str, x: np.ndarray, labels: Sequence[str], reading: Readi
             reason = f"labels like {min(fractions)} are no classes; name the column of classes (--label NAME)"
             raise DataError(source, reason)
     y, classes = numbered(source, labels, reading.classes)
-    if x.shape[1] >= N_PIXELS and x.min() == 0 and x.max() == 255 and bool((x == np.round(x)).all()):
-        return Examples(Part(x.astype(np.uint8), y), None, classes)
+    whole = bool((x == np.round(x)).all()) and x.min() >= 0 and x.max() <= 255
+    if reading.pixels and not whole:
+        raise DataError(source, "the net takes pixels, and not all columns hold whole numbers from 0 to 255")
+    alike = x.shape[1] >= N_PIXELS and whole and x.min() == 0 and x.max() == 255
+    if reading.pixels or (alike and reading.pixels is None):
+        return Examples(Part(x.astype(np.uint8), y), None, classes, {PIXELS: "true"})
     return Examples(Part(np.array(x), y), None, classes, columns=True)
 
 
