@@ -236,7 +236,7 @@ def test_on_the_command_line(
     assert report["accuracy"] >= 0.9
     assert main(["inspect", "a.smask", "--json"]) == 0
     assert json.loads(json.loads(capsys.readouterr().out)["meta"]["data.classes"]) == ["across", "along"]
-    assert main(["eval", "a.smask", "--data", "set", "--test-part", "0.25", "--json"]) == 0
+    assert main(["eval", "a.smask", "--data", "set", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == report["accuracy"]
     (tmp_path / "set/across").rename(tmp_path / "set/beyond")
     assert main(["eval", "a.smask", "--data", "set"]) == 3

@@ -85,7 +85,7 @@ def test_pixels_are_bytes(tmp_path: Path) -> None:
     kept = remembered(data.meta, None)
     few = table(tmp_path / "few.csv", "".join(text.splitlines(keepends=True)[1:]))
     assert load_dataset(few, Reading(test_part=1)).x_test.dtype == torch.float32
-    assert load_dataset(few, Reading(test_part=1, **kept)).x_test.dtype == torch.uint8
+    assert load_dataset(few, Reading(**kept)).x_test.dtype == torch.uint8
     assert load_dataset(str(tmp_path / "p.csv"), Reading(classes=("0", "1"), pixels=False)).columns
     with pytest.raises(DataError) as caught:
         load_dataset(table(tmp_path / "p.csv", text.replace("255", "255.5")), Reading(**kept))
@@ -236,7 +236,7 @@ def test_on_the_command_line(
     report = json.loads(capsys.readouterr().out)
     assert report["file"] == "iris.smask"
     assert report["accuracy"] > 0.85
-    assert main(["eval", "iris.smask", "--data", "iris.csv", "--test-part", "0.3", "--json"]) == 0
+    assert main(["eval", "iris.smask", "--data", "iris.csv", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["accuracy"] == report["accuracy"]
     assert main(["encode", "--data", "iris.csv", "--label", "colour", "-q", "-o", "b.smask"]) == 3
     assert "its columns are a, b, c, d, species" in capsys.readouterr().err

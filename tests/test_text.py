@@ -55,6 +55,9 @@ def test_bytes_and_characters(tmp_path: Path) -> None:
 def test_all_of_a_text_can_be_scored(tmp_path: Path) -> None:
     text = load_text(written(tmp_path / "a.txt", WORDS), Reading(test_part=1))
     assert len(text.test) == len(WORDS.encode())
+    part = load_text(written(tmp_path / "a.txt", WORDS), Reading(test_part=0.25))
+    assert part.meta == {"data.tokens": "bytes", "data.test_part": "0.25"}
+    assert remembered(part.meta, None)["test_part"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,7 @@ def test_unusable_texts(tmp_path: Path, content: bytes, tokens: str, word: str) 
 
 
 @pytest.mark.parametrize(
-    "meta", [{"data.tokens": "words"}, {"data.classes": "{}"}, {"data.classes": "[1]"}, {"data.classes": "["}, {"data.sample_rate": "-1"}, {"data.seconds": "[" * 10**5}]
+    "meta", [{"data.tokens": "words"}, {"data.classes": "{}"}, {"data.classes": "[1]"}, {"data.classes": "["}, {"data.sample_rate": "-1"}, {"data.split_seed": "-1"}, {"data.test_part": "NaN"}, {"data.seconds": "[" * 10**5}]
 )  # fmt: skip
 def test_a_meta_of_others_is_refused(meta: dict[str, str]) -> None:
     with pytest.raises(DataError) as caught:

@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--test-part", type=float, metavar="X",
         help="part held out where the data has no test part (default 0.1); 1 takes all of it",
     )  # fmt: skip
-    option("--split-seed", type=int, default=0, metavar="S", help="of that choice (default %(default)s)")
+    option("--split-seed", type=int, metavar="S", help="of that choice (default 0)")
     option("--image-size", metavar="HxW", help="cut and scale images to this many pixels: 32 or 32x48")
     option("--seconds", type=float, metavar="S", help="cut or pad sounds to this length (default 1)")
     option("--tokens", choices=("bytes", "characters"), help="of a text (default bytes)")
@@ -40,17 +40,14 @@ def reading_of(arguments: argparse.Namespace, remembered: Mapping[str, Any] | No
     Raises:
         ArgumentError: A value out of range.
     """
-    from ..errors import ArgumentError
     from ..readers.reading import Reading
 
     said: dict[str, Any] = {
         "label": arguments.label, "test_part": arguments.test_part, "seconds": arguments.seconds,
-        "image_size": _size_of(arguments.image_size), "tokens": arguments.tokens,
+        "image_size": _size_of(arguments.image_size), "tokens": arguments.tokens, "split_seed": arguments.split_seed,
     }  # fmt: skip
-    if arguments.split_seed < 0:
-        raise ArgumentError("--split-seed", arguments.split_seed, "0 or more")
     chosen = {name: value for name, value in said.items() if value is not None}
-    return Reading(**{**(remembered or {}), **chosen, "split_seed": arguments.split_seed})
+    return Reading(**{**(remembered or {}), **chosen})
 
 
 def dataset_for(arguments: argparse.Namespace, source: str, arch: Mapping[str, Any]) -> Dataset:

@@ -15,6 +15,7 @@ TOKENS = ("bytes", "characters")
 PREFIX = "data."
 CLASSES, TOKENS_KEY, ALPHABET = "data.classes", "data.tokens", "data.alphabet"
 RATE, SECONDS, PIXELS = "data.sample_rate", "data.seconds", "data.pixels"
+TEST_PART, SPLIT_SEED = "data.test_part", "data.split_seed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +52,21 @@ class Reading:
     def __post_init__(self) -> None:
         if not 0 < self.test_part <= 1:
             raise ArgumentError("test_part", self.test_part, "a part above 0 and at most 1")
+        if self.split_seed < 0:
+            raise ArgumentError("split_seed", self.split_seed, "0 or more")
         if not (0 < self.seconds <= 600 and math.isfinite(self.seconds)):
             raise ArgumentError("seconds", self.seconds, "a length above 0 and at most 600")
         if self.image_size is not None and not all(0 < side <= 4096 for side in self.image_size):
             raise ArgumentError("image_size", self.image_size, "1 to 4096 pixels")
         if self.tokens not in TOKENS:
             raise ArgumentError("tokens", self.tokens, " or ".join(TOKENS))
+
+
+def split_facts(reading: Reading) -> dict[str, str]:
+    """What a file has to say for the same part of the data to be held out again, where that is not the usual one."""
+    usual = Reading()
+    said = ((TEST_PART, reading.test_part, usual.test_part), (SPLIT_SEED, reading.split_seed, usual.split_seed))
+    return {key: json.dumps(value) for key, value, default in said if value != default}
 
 
 def remembered(meta: Mapping[str, str], input_shape: tuple[int, ...] | None) -> dict[str, Any]:
@@ -77,11 +87,11 @@ def remembered(meta: Mapping[str, str], input_shape: tuple[int, ...] | None) -> 
         if meta[TOKENS_KEY] not in TOKENS:
             raise _wrong(meta, TOKENS_KEY, " or ".join(TOKENS))
         fields |= {"tokens": meta[TOKENS_KEY], "alphabet": meta.get(ALPHABET)}
-    for key, kind in ((RATE, int), (SECONDS, float)):
+    for key, kind, least in ((RATE, int, 1), (SECONDS, float, 0), (TEST_PART, float, 0), (SPLIT_SEED, int, 0)):
         if key in meta:
             value = _value(meta, key)
-            if not isinstance(value, int | float) or not 0 < value < 2**31:
-                raise _wrong(meta, key, "a number above 0")
+            if not isinstance(value, int | float) or not least <= value < 2**63:
+                raise _wrong(meta, key, f"a number from {least}")
             fields[key.removeprefix(PREFIX)] = kind(value)
     return fields
 

@@ -19,7 +19,7 @@ from ..readers.examples import Examples, parted
 from ..readers.folders import suffixes_in
 from ..readers.hubs import read_hub, read_openml
 from ..readers.images import read_images
-from ..readers.reading import CLASSES, Reading
+from ..readers.reading import CLASSES, Reading, split_facts
 from ..readers.sounds import read_sounds
 from ..readers.tables import read_csv, read_parquet
 
@@ -206,8 +206,9 @@ def load_dataset(source: str, reading: Reading | None = None) -> Dataset:
     x_train, y_train, x_test, y_test = (
         torch.from_numpy(np.require(array, requirements=("C", "W"))) for array in (train.x, train.y, test.x, test.y)
     )
+    facts = {**found.facts, **(split_facts(reading) if found.test is None else {})}
     return Dataset(
-        source, x_train, y_train, x_test, y_test, classes=found.classes, facts=found.facts, columns=found.columns,
+        source, x_train, y_train, x_test, y_test, classes=found.classes, facts=facts, columns=found.columns,
         augmented=found.pictures,
     )  # fmt: skip
 

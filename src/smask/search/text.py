@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ArgumentError, DataError
-from ..readers.reading import ALPHABET, TOKENS_KEY, Reading
+from ..readers.reading import ALPHABET, TOKENS_KEY, Reading, split_facts
 from ..readers.text import read_text
 
 # Tokens that a model is shown at once when it is scored.
@@ -29,12 +29,14 @@ class Text:
         name: Where it came from.
         train, test: uint8 or int32 [N] on the CPU.
         alphabet: Characters in order of token; None where tokens are bytes.
+        facts: What a file has to say, beside that, for the same part to be held out again.
     """
 
     name: str
     train: Tensor
     test: Tensor
     alphabet: str | None
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:
@@ -45,8 +47,8 @@ class Text:
     def meta(self) -> Mapping[str, str]:
         """What a file has to say for its model to be used on other text."""
         if self.alphabet is None:
-            return {TOKENS_KEY: "bytes"}
-        return {TOKENS_KEY: "characters", ALPHABET: self.alphabet}
+            return {TOKENS_KEY: "bytes", **self.facts}
+        return {TOKENS_KEY: "characters", ALPHABET: self.alphabet, **self.facts}
 
     def n_bytes(self, tokens: Tensor) -> int:
         """Bytes of tokens in UTF-8."""
@@ -93,7 +95,7 @@ def load_text(source: str, reading: Reading) -> Text:
     if n_test < 2 or (len(ids) - n_test < 2 and reading.test_part < 1):
         raise DataError(source, f"{len(ids)} tokens are too few to hold out {reading.test_part:g} of them")
     train = ids if reading.test_part == 1 else ids[:-n_test]
-    return Text(source, train, ids[-n_test:], tokens.alphabet)
+    return Text(source, train, ids[-n_test:], tokens.alphabet, split_facts(replace(reading, split_seed=0)))
 
 
 class TextBatches:
