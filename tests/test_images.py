@@ -169,6 +169,8 @@ def test_names_that_are_no_text(folder: Path, name: bytes) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset(str(folder))
     assert "cannot be shown" in caught.value.reason
+    (folder / os.fsdecode(name)).rename(folder / "chat\xa0noir")
+    assert load_dataset(str(folder)).classes == ("chat\xa0noir", "dog")
 
 
 def test_classes_of_the_net_come_first(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
     python tools/language_table.py --data ../shared/data/tinyshakespeare/input.txt   # about half an hour on one core
     python tools/language_table.py --data FILE --only trained                        # the other rows stay
+    python tools/language_table.py --tables                                          # only the table of the README
     python tools/language_table.py --data book.txt --arch gpt:2x64x2x64 --epochs 1 --densities 0.3 --out report.json
 
 `trained` is the net with all weights trained by AdamW on the same batches; its further rows are `smask convert` of it,
@@ -34,6 +35,7 @@ from smask.search.tasks import Language, context_of
 from smask.search.text import load_text
 
 OUT = Path(__file__).parents[1] / "docs/language.json"
+README = Path(__file__).parents[1] / "README.md"
 WARM_UP = 100
 
 
@@ -74,9 +76,25 @@ def row(name: str, model: nn.Module, n_bytes: int, task: Language, seconds: floa
     return found
 
 
+def write_table(report: dict[str, Any]) -> int:
+    """Puts the rows into the README, smallest file first."""
+    lines = ["| | bytes | bits per byte | nats a token |", "|---|---|---|---|"]
+    for one in sorted(report["rows"], key=lambda one: one["n_bytes"]):
+        lines.append(
+            f"| {one['name']} | {one['n_bytes']:,} | {one['bits_per_byte']:.3f} | {one['nats_per_token']:.3f} |"
+        )
+    text = README.read_text(encoding="utf-8")
+    start, end = "<!-- language -->\n", "<!-- /language -->"
+    before, _, rest = text.partition(start)
+    text = before + start + "".join(f"{line}\n" for line in lines) + end + rest.partition(end)[2]
+    README.write_text(text, encoding="utf-8")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="FILE.txt")
+    parser.add_argument("--data", default="", metavar="FILE.txt")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     parser.add_argument("--tokens", default="characters")
     parser.add_argument("--arch", default="gpt:4x128x4x64")
     parser.add_argument("--epochs", type=int, default=3)
@@ -87,6 +105,10 @@ def main() -> int:
     parser.add_argument("--only", choices=("mask", "binary", "trained"), help="measure these; the other rows stay")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
+    if arguments.tables:
+        return write_table(json.loads(arguments.out.read_text()))
+    if not arguments.data:
+        parser.error("--data is needed to measure")
     text = load_text(arguments.data, Reading(tokens=arguments.tokens))
     arch = named_nets.architecture(arguments.arch, n_classes=text.n_classes)
     task = Language(text, context_of(arch))

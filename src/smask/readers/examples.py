@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -85,7 +86,7 @@ def numbered(source: str, names: Sequence[str], wanted: tuple[str, ...] | None) 
     """
     there = set(names)
     for name in there:
-        if not name.isprintable():
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):  # control, or half of a character
             raise DataError(source, f"class {name!r} has characters that cannot be shown")
     classes = wanted or tuple(sorted(there, key=_order(there)))
     number = {name: index for index, name in enumerate(classes)}
