@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +72,63 @@ def test_arch_is_remembered_without_defaults() -> None:
     assert architectures.arch_of(nn.Linear(1, 1)) is None
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_that_of_the_paper(causal: bool) -> None:
+    """Softmax of q k / sqrt(d) over the values, written out for every head and place."""
+    torch.manual_seed(1)
+    model = architectures.build({"layers": [{"op": "attention", "features": 6, "heads": 2, "causal": causal}]})
+    state = model.state_dict()
+    assert {name: tuple(value.shape) for name, value in state.items()} == {
+        "0.qkv.weight": (18, 6), "0.qkv.bias": (18,), "0.out.weight": (6, 6), "0.out.bias": (6,),
+    }  # fmt: skip
+    x = torch.randn(2, 5, 6)
+    q, k, v = (x @ state["0.qkv.weight"].T + state["0.qkv.bias"]).split(6, -1)
+    mixed = torch.zeros(2, 5, 6)
+    for n, t, head in ((n, t, head) for n in range(2) for t in range(5) for head in (slice(0, 3), slice(3, 6))):
+        seen = t + 1 if causal else 5
+        weights = (k[n, :seen, head] @ q[n, t, head] / 3**0.5).exp()
+        mixed[n, t, head] = weights / weights.sum() @ v[n, :seen, head]
+    expected = mixed @ state["0.out.weight"].T + state["0.out.bias"]
+    assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+def test_positions() -> None:
+    model = architectures.build({"layers": [{"op": "positions", "entries": 5, "features": 3}]})
+    x, table = torch.randn(2, 4, 3), model.get_parameter("0.places.weight")
+    assert torch.equal(model(x), x + table[:4])
+    with pytest.raises(ValueError, match="positions has 5"):
+        model(torch.zeros(1, 6, 3))
+
+
+TIED = {"op": "linear", "inputs": 2, "outputs": 3, "bias": False, "tied": "0.weight"}
+
+
+@pytest.mark.clause("A-07")
+def test_tied_layers_share_one_parameter() -> None:
+    model = architectures.build({"layers": [{"op": "embedding", "entries": 3, "features": 2}, TIED]})
+    assert model.get_parameter("1.weight") is model.get_parameter("0.weight")
+    assert architectures.arch_of(model)["layers"][1] == TIED
+    again = copy.deepcopy(model)
+    assert again.get_parameter("1.weight") is again.get_parameter("0.weight")
+
+
+@pytest.mark.clause("A-07")
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [TIED], [TIED | {"tied": "0.weight"}, {"op": "embedding", "entries": 3, "features": 2}],
+        [{"op": "embedding", "entries": 2, "features": 2}, TIED],
+        [{"op": "embedding", "entries": 3, "features": 2}, TIED | {"tied": "0"}],
+        [{"op": "embedding", "entries": 3, "features": 2}, TIED | {"tied": "1.weight"}],
+        ["relu", {"op": "linear", "inputs": 2, "outputs": 3}, TIED | {"tied": "__class__"}],
+    ],
+)  # fmt: skip
+def test_tied_to_what_is_not_there(layers: list[object]) -> None:
+    with pytest.raises(FormatError) as caught:
+        architectures.build({"layers": layers}, device="meta")
+    assert caught.value.clause == "A-07"
+
+
 @pytest.mark.clause("A-01")
 @pytest.mark.parametrize(
     "layers",
@@ -124,6 +183,7 @@ def test_names(name: str) -> None:
     [
         {"op": "conv2d", "inputs": 3, "outputs": 4, "kernel": 1, "groups": 2},
         {"op": "pad-shortcut", "inputs": 4, "outputs": 3},
+        {"op": "attention", "features": 4, "heads": 3},
         {"op": "conv2d", "inputs": 2**31 - 1, "outputs": 2**31 - 1, "kernel": 2**15},
     ],
 )

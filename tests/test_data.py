@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from smask.errors import ArgumentError, DataError
+from smask.readers.arrays import IDX_FILES
 from smask.search import data
 
 
@@ -26,7 +27,7 @@ def arrays(n: int = 6) -> dict[str, np.ndarray]:
 
 def write_idx(folder: Path, parts: dict[str, np.ndarray], *, zipped: bool) -> Path:
     folder.mkdir(exist_ok=True)
-    for name, stem in data.IDX_FILES.items():
+    for name, stem in IDX_FILES.items():
         raw = idx(parts[name])
         path = folder / f"{stem}-idx{parts[name].ndim}-ubyte{'.gz' * zipped}"
         path.write_bytes(gzip.compress(raw) if zipped else raw)

@@ -35,6 +35,42 @@ def test_published_parameter_counts(name: str, n_weights: int, n_parameters: int
     assert model(torch.zeros(2, *arch["input"])).shape == (2, 10)
 
 
+def test_gpt_is_causal_and_counts() -> None:
+    arch = named_nets.architecture("gpt:3x48x4x32", n_classes=65)
+    model = architectures.build(arch).eval()
+    # Radford et al. 2019: 12 W**2 weights a block, embeddings and head beside them; two norms a block and one at the end.
+    matrices = 3 * 12 * 48**2 + 2 * 65 * 48 + 32 * 48
+    assert sum(p.numel() for p in model.parameters()) == matrices + 7 * 2 * 48
+    tokens = torch.arange(20)[None] % 65
+    changed = tokens.clone()
+    changed[0, 12] = 64
+    a, b = model(tokens), model(changed)
+    assert a.shape == (1, 20, 65)
+    assert torch.allclose(a[:, :12], b[:, :12], atol=1e-5)
+    assert not torch.allclose(a[:, 12:], b[:, 12:], atol=1e-3)
+
+
+def test_gpt_with_a_tied_head() -> None:
+    arch = named_nets.architecture("gpt:1x16x2-tied", n_classes=20)
+    assert arch["input"] == [named_nets.CONTEXT]
+    model = architectures.build(arch)
+    assert model.get_parameter("5.weight") is model.get_parameter("0.weight")
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt:4x128", "gpt:4x130x4", "gpt:0x128x4", "gpt:4x128x4x9-tide", "gpt:2000x8x1", "gpt:1x1x1x1x1"]
+)
+def test_unusable_sizes_of_a_gpt(name: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        named_nets.architecture(name)
+    assert caught.value.name == "arch"
+
+
+def test_gpt_for_data_that_are_no_tokens() -> None:
+    with pytest.raises(ArchitectureError):
+        named_nets.architecture("gpt:1x16x2", input_shape=(1, 8, 8), n_classes=10)
+
+
 @pytest.mark.parametrize("name", ["lenet-300-100", "mnist-cnn", "conv4", "resnet20"])
 def test_nets_follow_the_data(name: str) -> None:
     arch = named_nets.architecture(name, input_shape=(3, 40, 36), n_classes=7, mean=[0.1, 0.2, 0.3], std=[1, 1, 1])
@@ -54,7 +90,7 @@ def test_file(tmp_path: Path) -> None:
         assert caught.value.name == "arch"
 
 
-@pytest.mark.parametrize("name", ["alexnet", "mlp", "lenet-300-100:3", "conv3", "resnet20:1", ""])
+@pytest.mark.parametrize("name", ["alexnet", "mlp", "gpt", "lenet-300-100:3", "conv3", "resnet20:1", ""])
 def test_unknown_names_list_the_known(name: str) -> None:
     with pytest.raises(UnsupportedError) as caught:
         named_nets.architecture(name)

@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 
+from smask.coded import parameter_problem
+from smask.search.finish import Floats, coded_tensors
 from smask.search.methods import METHODS
 from smask.search.schedule import Schedule
 from smask.search.scores import N_SAMPLE, MaskedWeight
@@ -55,6 +57,16 @@ def test_scale_of_zero_stays_finite() -> None:
     masked.weight.sum().backward()
     masked.take_gradient()
     assert torch.isfinite(masked.scale.grad).all()
+
+
+def test_a_scale_too_small_for_the_format_is_zero() -> None:
+    """A key that nothing asks for: its scale wanders through zero, and a search of hours must not end in an error."""
+    masked = layer()
+    with torch.no_grad():
+        masked.scale[:, 0] = torch.tensor([1e-22, -1e-22, 0.5, 2.0**-64, -(2.0**-64), 0.0])
+    coded = coded_tensors({"w": masked}, {"w": torch.ones(240, dtype=torch.uint8)}, Floats(torch.bfloat16, 4))["w"]
+    assert coded.scale.tolist() == [0.0, 0.0, 0.5, 2.0**-64, -(2.0**-64), 0.0]
+    assert parameter_problem(coded) is None
 
 
 def test_a_module_may_be_used_twice_or_not_at_all() -> None:

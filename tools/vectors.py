@@ -20,6 +20,7 @@ import torch
 
 import smask
 from smask import (
+    architectures,
     container,
     floats,
     integrity,
@@ -123,11 +124,25 @@ def accepted() -> dict[str, bytes]:
             ),
         ),
         "halves": model_file({"w": small_halves()}, {}, seed=2),
+        "language": language_file(),
         "values": values_file(),
         "base": base_file(),
         "over": over_file(),
         "extension": rewritten(example(), lambda fields: fields.update(later={"must_understand": False, "x": 1})),
     }
+
+
+def language_file() -> bytes:
+    """A language model of one block, its head tied to the embedding: each matrix one plane, norms as they begin."""
+    random = torch.Generator().manual_seed(8)
+    arch = named_nets.architecture("gpt:1x8x2x4-tied", n_classes=5)
+    state = architectures.build(arch).state_dict()
+    masked = {
+        name: single((torch.rand(tensor.shape, generator=random) < 0.4).tolist(), tuple(tensor.shape), [0.25] * len(tensor), stream=stream)
+        for stream, (name, tensor) in enumerate(state.items()) if tensor.dim() == 2 and name != "5.weight"
+    }  # fmt: skip
+    state |= {name: reconstruction.reconstruct_reference(coded, 4) for name, coded in masked.items()}
+    return smask.encode(state | {"5.weight": state["0.weight"]}, Recipe(4, masked, arch))
 
 
 def rewritten(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -199,6 +214,9 @@ def rejected() -> dict[str, tuple[bytes, str, str | None]]:
         "name-of-method": (arch({"op": "linear", "inputs": 2, "outputs": 2, "bias": False, "name": "forward"}), "FormatError", "A-03"),
         "normalize-by-zero": (arch({"op": "normalize", "mean": [0.0], "std": [0.0]}), "FormatError", "A-04"),
         "groups-that-do-not-divide": (arch({"op": "conv2d", "inputs": 3, "outputs": 4, "kernel": 1, "groups": 2}), "FormatError", "A-05"),
+        "heads-that-do-not-divide": (arch({"op": "attention", "features": 3, "heads": 2}), "FormatError", "A-05"),
+        "tied-to-nothing": (arch({"op": "linear", "inputs": 2, "outputs": 2, "bias": False, "tied": "0.weight"}), "FormatError", "A-07"),
+        "tied-to-another-shape": (arch({"op": "embedding", "entries": 3, "features": 2}, {"op": "linear", "inputs": 2, "outputs": 2, "bias": False, "tied": "0.weight"}), "FormatError", "A-07"),
         "other-architecture": (arch({"op": "linear", "inputs": 2, "outputs": 3}), "ArchitectureError", None),
     }  # fmt: skip
     out: dict[str, tuple[bytes, str, str | None]] = {

@@ -17,10 +17,12 @@ from msgspec import Meta, Struct
 from torch import nn
 
 from .errors import FormatError, UnsupportedError
-from .layers import ChannelPad, GlobalAveragePool, InputNorm, Residual
+from .layers import Attention, ChannelPad, GlobalAveragePool, InputNorm, Positions, Residual
 from .manifest import canonical
 
 ATTRIBUTE = "smask_arch"
+# On a linear layer while a model is built: the name of the parameter that its weight is.
+TIED = "smask_tied"
 MAX_LAYERS = 10_000
 MAX_DEPTH = 8
 
@@ -29,6 +31,7 @@ Small: TypeAlias = Annotated[int, Meta(ge=1, le=2**15)]
 Padding: TypeAlias = Annotated[int, Meta(ge=0, le=2**15)]
 Values: TypeAlias = Annotated[tuple[float, ...], Meta(min_length=1, max_length=4096)]
 ChildName: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,64}\Z")]
+StateName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=512)]
 Device: TypeAlias = torch.device | str
 
 
@@ -40,9 +43,13 @@ class Linear(_Layer, tag="linear", frozen=True):
     inputs: Size
     outputs: Size
     bias: bool = True
+    tied: StateName | None = None
 
     def build(self, device: Device) -> nn.Module:
-        return nn.Linear(self.inputs, self.outputs, bias=self.bias, device=device)
+        linear = nn.Linear(self.inputs, self.outputs, bias=self.bias, device=device)
+        if self.tied is not None:
+            setattr(linear, TIED, self.tied)
+        return linear
 
 
 class Conv2d(_Layer, tag="conv2d", frozen=True):
@@ -89,6 +96,24 @@ class Embedding(_Layer, tag="embedding", frozen=True):
 
     def build(self, device: Device) -> nn.Module:
         return nn.Embedding(self.entries, self.features, device=device)
+
+
+class Positions1d(_Layer, tag="positions", frozen=True):
+    entries: Size
+    features: Size
+
+    def build(self, device: Device) -> nn.Module:
+        return Positions(self.entries, self.features, device=device)
+
+
+class SelfAttention(_Layer, tag="attention", frozen=True):
+    features: Size
+    heads: Size
+    causal: bool = False
+    bias: bool = True
+
+    def build(self, device: Device) -> nn.Module:
+        return Attention(self.features, self.heads, causal=self.causal, bias=self.bias, device=device)
 
 
 class MaxPool2d(_Layer, tag="max-pool-2d", frozen=True):
@@ -151,8 +176,8 @@ class ResidualBlock(_Layer, tag="residual", frozen=True):
 
 Plain: TypeAlias = Literal["flatten", "relu", "gelu", "silu", "tanh", "sigmoid", "identity", "global-average-pool"]
 Layer: TypeAlias = (
-    Plain | Linear | Conv2d | BatchNorm1d | BatchNorm2d | LayerNorm | Embedding | MaxPool2d | AveragePool2d
-    | Dropout | Normalize | PadShortcut | Stack | ResidualBlock
+    Plain | Linear | Conv2d | BatchNorm1d | BatchNorm2d | LayerNorm | Embedding | Positions1d | SelfAttention
+    | MaxPool2d | AveragePool2d | Dropout | Normalize | PadShortcut | Stack | ResidualBlock
 )  # fmt: skip
 
 
@@ -168,8 +193,8 @@ PLAIN: Mapping[str, type[nn.Module]] = {
     "identity": nn.Identity, "global-average-pool": GlobalAveragePool,
 }  # fmt: skip
 STRUCTS = (
-    Linear, Conv2d, BatchNorm1d, BatchNorm2d, LayerNorm, Embedding, MaxPool2d, AveragePool2d, Dropout, Normalize,
-    PadShortcut, Stack, ResidualBlock,
+    Linear, Conv2d, BatchNorm1d, BatchNorm2d, LayerNorm, Embedding, Positions1d, SelfAttention, MaxPool2d,
+    AveragePool2d, Dropout, Normalize, PadShortcut, Stack, ResidualBlock,
 )  # fmt: skip
 KNOWN = tuple(PLAIN) + tuple(str(struct.__struct_config__.tag) for struct in STRUCTS)
 
@@ -215,6 +240,7 @@ def build(arch: Mapping[str, Any], device: Device = "cpu") -> nn.Module:
         model = nn.Sequential(_children(layers.layers, device))
     except (RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise FormatError("A-05", "arch", str(error).splitlines()[0], "layers that torch can build") from None
+    _tie(model)
     setattr(model, ATTRIBUTE, msgspec.json.decode(canonical(msgspec.to_builtins(layers))))
     return model
 
@@ -222,6 +248,21 @@ def build(arch: Mapping[str, Any], device: Device = "cpu") -> nn.Module:
 def arch_of(model: nn.Module) -> Mapping[str, Any] | None:
     """The architecture that :func:`build` made a module from, or None."""
     return cast("Mapping[str, Any] | None", getattr(model, ATTRIBUTE, None))
+
+
+def _tie(model: nn.Module) -> None:
+    """Gives linear layers that are tied their parameter, which an earlier layer has."""
+    earlier: dict[str, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        name = module.__dict__.pop(TIED, None)
+        if name is not None:
+            weight, found = cast("nn.Linear", module).weight, earlier.get(name)
+            if found is None or found.shape != weight.shape:
+                got = f"weight tied to {name!r}" + (f" of shape {list(found.shape)}" if found is not None else "")
+                want = f"a parameter of an earlier layer, of shape {list(weight.shape)}"
+                raise FormatError("A-07", f"arch layer {path}", got, want)
+            module.register_parameter("weight", found)
+        earlier |= dict(module.named_parameters(path, recurse=False))
 
 
 def _children(layers: Sequence[Layer], device: Device) -> OrderedDict[str, nn.Module]:

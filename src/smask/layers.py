@@ -65,3 +65,46 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((-2, -1))
+
+
+class Positions(nn.Module):
+    """Adds a learned vector of its own to each place of a sequence, [N, T, features] with T up to ``entries``."""
+
+    def __init__(self, entries: int, features: int, *, device: torch.device | str) -> None:
+        super().__init__()
+        # A module, not a bare parameter: searches mask it and packed layers replace it as any other embedding.
+        self.places = nn.Embedding(entries, features, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2] > self.places.num_embeddings:
+            raise ValueError(f"a sequence of {x.shape[-2]} places, positions has {self.places.num_embeddings}")
+        y: Tensor = self.places(torch.arange(x.shape[-2], device=x.device))
+        return x + y
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention of several heads (Vaswani et al., "Attention Is All You Need", 2017, section 3.2).
+
+    Args:
+        features: Of an input and an output; each head takes an equal part.
+        heads: Number of heads.
+        causal: Whether a place sees only itself and those before it.
+        bias: Whether the two linear layers have one.
+        device: Of the parameters.
+    """
+
+    def __init__(self, features: int, heads: int, *, causal: bool, bias: bool, device: torch.device | str) -> None:
+        super().__init__()
+        if features % heads:
+            raise ValueError(f"attention of {features} features by {heads} heads")
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(features, 3 * features, bias=bias, device=device)
+        self.out = nn.Linear(features, features, bias=bias, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in self.qkv(x).chunk(3, -1)
+        )
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        z: Tensor = self.out(y.transpose(-3, -2).flatten(-2))
+        return z

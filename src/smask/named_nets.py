@@ -10,6 +10,10 @@ conv2,4,6     Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, fi
 conv8         Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", 2020, section 4
 resnet20...56 He et al., "Deep Residual Learning", CVPR 2016, section 4.2, shortcut option A; parameter
               names as in the public checkpoints of akamaster/pytorch_resnet_cifar10
+gpt:4x128x4   a language model of LAYERSxWIDTHxHEADS or LAYERSxWIDTHxHEADSxCONTEXT, -tied for a head that shares the
+              embedding: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3
+              (pre-norm blocks of causal attention and a GELU perceptron four times as wide, learned positions), without
+              biases and dropout
 ============= ===================================================================================
 """
 
@@ -27,7 +31,7 @@ from .errors import ArchitectureError, ArgumentError, UnsupportedError
 Layer: TypeAlias = str | dict[str, Any]
 NAMES = (
     "lenet-300-100", "mlp:784-300-100-10", "mnist-cnn", "conv2", "conv4", "conv6", "conv8",
-    "resnet20", "resnet32", "resnet44", "resnet56",
+    "resnet20", "resnet32", "resnet44", "resnet56", "gpt:4x128x4",
 )  # fmt: skip
 
 
@@ -42,9 +46,9 @@ def architecture(
     """Architecture of a named net or of a JSON file.
 
     Args:
-        name: One of :data:`NAMES` (``mlp:`` with any widths), or the path of a ``.json`` file.
+        name: One of :data:`NAMES` (``mlp:`` with any widths, ``gpt:`` with any sizes), or the path of a ``.json`` file.
         input_shape: Shape of one input where it is not the one of the literature.
-        n_classes: Outputs where there are not ten.
+        n_classes: Outputs where there are not ten; of a ``gpt:`` the tokens that there are, 256 if not given.
         mean, std: Normalisation of the inputs, per channel or a single value; put first in the net.
 
     Returns:
@@ -62,6 +66,8 @@ def architecture(
         shape, layers = _mlp(_shape(input_shape, (1, 28, 28)), [300, 100], n_classes or 10)
     elif family == "mlp" and widths:
         shape, layers = _mlp_of_widths(widths, input_shape, n_classes)
+    elif family == "gpt" and widths:
+        return _gpt(widths, input_shape, n_classes or 256)
     elif family in _NETS and not widths:
         default, net = _NETS[family]
         shape = _shape(input_shape, default)
@@ -115,6 +121,40 @@ def _mlp_of_widths(
     if differences:
         raise ArchitectureError(tuple(differences))
     return _mlp(shape, widths[1:-1], widths[-1])
+
+
+CONTEXT = 128
+
+
+def _gpt(text: str, input_shape: Sequence[int] | None, n_tokens: int) -> dict[str, Any]:
+    sizes = text.removesuffix("-tied").split("x")
+    if not (len(sizes) in (3, 4) and all(s.isascii() and s.isdigit() and 0 < int(s) < 2**15 for s in sizes)):
+        raise ArgumentError(
+            "arch", f"gpt:{text}", "LAYERSxWIDTHxHEADS or LAYERSxWIDTHxHEADSxCONTEXT like gpt:4x128x4x256"
+        )
+    n_layers, width, heads, context = (*map(int, sizes), CONTEXT)[:4]
+    if width % heads:
+        raise ArgumentError("arch", f"gpt:{text}", f"a width that {heads} heads can share evenly")
+    if 2 + 7 * n_layers > 9_000:
+        raise ArgumentError("arch", f"gpt:{text}", "at most 1,000 layers")
+    if input_shape is not None and (len(input_shape) != 1 or input_shape[0] > context):
+        raise ArchitectureError((f"gpt:{text} takes up to {context} tokens, the data is {list(input_shape)}",))
+    norm: Layer = {"op": "layer-norm", "features": width}
+    block: list[Layer] = [
+        {"op": "attention", "features": width, "heads": heads, "causal": True, "bias": False},
+        {"op": "linear", "inputs": width, "outputs": 4 * width, "bias": False},
+        {"op": "linear", "inputs": 4 * width, "outputs": width, "bias": False},
+    ]
+    layers: list[Layer] = [
+        {"op": "embedding", "entries": n_tokens, "features": width},
+        {"op": "positions", "entries": context, "features": width},
+    ]
+    for _ in range(n_layers):
+        layers.append({"op": "residual", "body": [norm, block[0]]})
+        layers.append({"op": "residual", "body": [norm, block[1], "gelu", block[2]]})
+    tied = {"tied": "0.weight"} if text.endswith("-tied") else {}
+    head: Layer = {"op": "linear", "inputs": width, "outputs": n_tokens, "bias": False, **tied}
+    return {"input": [context], "layers": [*layers, norm, head]}
 
 
 def _conv(inputs: int, outputs: int, **options: Any) -> Layer:

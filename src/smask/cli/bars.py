@@ -154,10 +154,15 @@ def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], 
     return tell if there else None
 
 
+def judged(value: float) -> str:
+    """A value of :meth:`smask.search.tasks.Task.judged`: an accuracy, or bits per byte below zero."""
+    return f"{value:.2%}" if value >= 0 else f"{-value:.4f} bits per byte"
+
+
 def _state(at: Progress) -> str:
     right = "" if at.accuracy is None else f" accuracy {at.accuracy:.2%}"
-    judged = "" if at.validation is None else f" (validation {at.validation:.2%})"
+    part = "" if at.validation is None else f" (validation {judged(at.validation)})"
     size = f"density {at.density:.4f} about {n(at.n_bytes)} bytes"
     if at.clamped:
         size += f", one weight left in {n(len(at.clamped))} layers"
-    return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f}{right}{judged} {size}"
+    return f"epoch {at.epoch}/{at.n_epochs} loss {at.loss:.4f}{right}{part} {size}"

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from . import bars, screen
+from . import bars, data_options, screen
 
 if TYPE_CHECKING:
     from ..conversion.report import ConversionReport
@@ -20,6 +20,8 @@ examples:
       --std 0.229,0.224,0.225 --eval cifar10.npz
   smask convert resnet20.th -o small.smask --target-size 40kB --arch resnet20 --mean 0.485,0.456,0.406 \\
       --std 0.229,0.224,0.225 --calibrate cifar10.npz --refine 40
+  smask convert photos.pt -o photos.smask --bits 3 --arch conv4.json --calibrate photos/ --eval photos/
+  smask convert gpt.pt -o gpt.smask --bits 2 --arch gpt:4x128x4 --calibrate book.txt --tokens bytes
   smask convert checkpoint.pt -o model.smask --lossless --key model_ema
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --lossless
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --max-error 0.005
@@ -64,6 +66,7 @@ def add(commands: Any) -> None:
     option("--mean", metavar="M,M,M", help="with --arch: what is subtracted from each channel of an input")
     option("--std", metavar="S,S,S", help="with --arch: what it is then divided by")
     option("--eval", metavar="DATA", help="with --arch: accuracy before and after, on the test part of DATA")
+    data_options.add(parser)
     option("--key", metavar="K", help="where a nested checkpoint has its tensors (default: found if there is no doubt)")
     option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")
     option("--force", action="store_true", help="overwrite an existing file")
@@ -83,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..conversion.converter import convert_checkpoint
 
-    calibrate = _inputs(arguments)
+    calibrate = _inputs(arguments, arch)
     with bars.conversion_bar(quiet=arguments.quiet) as (progress, trained):
         report = convert_checkpoint(
             arguments.source, arguments.output, lossless=arguments.lossless or None, bits=arguments.bits,
@@ -94,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     for line in _notes(report):
         screen.say(screen.printable(line), quiet=arguments.quiet)
     if arguments.eval:
-        scored |= _scored_after(arguments, report)
+        scored |= _scored_after(arguments, report, arch or {})
     if arguments.json:
         screen.result({**report.as_dict(), **scored}, [], as_json=True)
     else:
@@ -117,17 +120,15 @@ def _arch(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return named_nets.architecture(arguments.arch, mean=mean, std=std)
 
 
-def _inputs(arguments: argparse.Namespace) -> Any:
+def _inputs(arguments: argparse.Namespace, arch: dict[str, Any] | None) -> Any:
     """Inputs for a calibration."""
     from ..errors import ArgumentError
 
-    if arguments.calibrate is None:
+    if arguments.calibrate is None or arch is None:
         return None
     if arguments.samples < 1:
         raise ArgumentError("--samples", arguments.samples, "at least 1")
-    from ..search.data import load_dataset
-
-    return load_dataset(arguments.calibrate).sample(arguments.samples)
+    return data_options.inputs_of(arguments, arguments.calibrate, arch, arguments.samples)
 
 
 def _scored_before(arguments: argparse.Namespace, arch: dict[str, Any] | None) -> dict[str, Any]:
@@ -135,22 +136,21 @@ def _scored_before(arguments: argparse.Namespace, arch: dict[str, Any] | None) -
         return {}
     from ..conversion.networks import model_of
     from ..search.accuracy import score
-    from ..search.data import load_dataset
 
     model = model_of(arguments.source, arch, key=arguments.key)
-    scored = score(model, load_dataset(arguments.eval))
+    scored = score(model, data_options.dataset_for(arguments, arguments.eval, arch))
     return {"data": arguments.eval, "n_test": scored.n_inputs, "accuracy_before": scored.accuracy}
 
 
-def _scored_after(arguments: argparse.Namespace, report: ConversionReport) -> dict[str, Any]:
+def _scored_after(arguments: argparse.Namespace, report: ConversionReport, arch: dict[str, Any]) -> dict[str, Any]:
     from .. import codec
     from ..container import Limits
     from ..search.accuracy import score
-    from ..search.data import load_dataset
 
     limits = Limits(max_weights=max(Limits().max_weights, sum(tensor.n_weights for tensor in report.tensors)))
     # What is scored is what a user gets: the file, read back.
-    scored = score(codec.load(arguments.output, base=arguments.base, limits=limits), load_dataset(arguments.eval))
+    data = data_options.dataset_for(arguments, arguments.eval, arch)
+    scored = score(codec.load(arguments.output, base=arguments.base, limits=limits), data)
     return {"accuracy_after": scored.accuracy}
 
 

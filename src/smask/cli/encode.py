@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import screen
+from . import data_options, processes, screen
 
-if TYPE_CHECKING:
-    from .processes import Processes
-
-EPILOG = """\
+EPILOG = f"""\
 examples:
   smask encode                                     bundled digits, writes digits.smask
   smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
@@ -23,12 +20,15 @@ examples:
   smask encode --data mnist/ --teacher cnn.pt --teacher-arch mnist-cnn    learns from a trained network too
   torchrun --nproc-per-node 4 -m smask encode --data cifar10.npz --arch conv6    one search on four devices
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
+  smask encode --data photos/ --image-size 32 --arch conv4 --flip
+  smask encode --data iris.csv --label species --arch mlp:4-32-3
+  smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.3
 
-data: digits, a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test.
+{data_options.KINDS}
 methods: auto, and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed,
 multicoat.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
-resnet56, or a .json file in the form of the specification, section 13.
+resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file in the form of the specification, section 13.
 """
 
 
@@ -41,10 +41,17 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     option = parser.add_argument
     option("--data", default="digits", metavar="D", help="training and test data (default %(default)s)")
-    option("--arch", metavar="A", help="architecture (default mlp:64-128-10 for digits, else lenet-300-100)")
+    option("--task", default="classify", choices=("classify", "lm"), help="lm: predict text (default %(default)s)")
+    option(
+        "--arch", metavar="A",
+        help="architecture (default mlp:64-128-10 for digits, gpt:4x128x4 for --task lm, else lenet-300-100)",
+    )  # fmt: skip
     option("--method", default="auto", metavar="M", help="search method (default %(default)s); see below")
     option(
-        "--density", type=float, metavar="X", help="kept weights over all weights (default 0.1 for digits, else 0.04)"
+        "--density",
+        type=float,
+        metavar="X",
+        help="kept weights over all weights (default 0.1 for digits, 0.3 for --task lm, else 0.04)",
     )
     option("--target-size", metavar="SIZE", help="largest file of at most this size: 8kB; chooses the density")
     option(
@@ -64,7 +71,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="passes over the data (default: about 18,000 steps, 10 to 300 epochs)",
     )
-    option("--batch-size", type=int, default=128, metavar="B", help="inputs a step (default %(default)s)")
+    option("--batch-size", type=int, metavar="B", help="inputs a step (default 128; 32 windows of a text)")
     option("--lr", type=float, default=1e-3, metavar="L", help="learning rate of Adam (default %(default)s)")
     option(
         "--shift",
@@ -72,6 +79,7 @@ def add(commands: Any) -> None:
         metavar="P",
         help="move training images by up to P pixels (default 1, 0 for images under 16 pixels)",
     )
+    option("--flip", action="store_true", help="mirror every other training image left to right, by chance")
     option(
         "--label-smoothing",
         type=float,
@@ -101,8 +109,9 @@ def add(commands: Any) -> None:
         "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
     )
     option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
+    data_options.add(parser)
     add_teacher(parser.add_argument_group("teacher").add_argument)
-    add_scale(parser.add_argument_group("scale").add_argument)
+    processes.add(parser.add_argument_group("scale").add_argument)
     run_options = parser.add_argument_group("long runs").add_argument
     run_options("--checkpoint", metavar="DIR", help="keep the state of the search in DIR, to go on after a crash")
     run_options("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
@@ -135,30 +144,8 @@ def add_teacher(option: Any) -> None:
     )  # fmt: skip
 
 
-def add_scale(option: Any) -> None:
-    """Options for large models and several devices."""
-    option(
-        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"),
-        help="arithmetic of the model, scores stay fp32 (default %(default)s)",
-    )  # fmt: skip
-    option(
-        "--accumulate", type=int, default=1, metavar="N",
-        help="make a step of N batches one after the other: as a batch N times as large, in the memory of one",
-    )  # fmt: skip
-    option(
-        "--shard", action="store_true",
-        help="under torchrun: spread weights, scores and their moments over the processes (FSDP); not with fp16",
-    )  # fmt: skip
-    option(
-        "--rank-timeout", type=float, default=600.0, metavar="S",
-        help="under torchrun: seconds to wait for another process (default %(default).0f)",
-    )  # fmt: skip
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Searches, writes, reads back, scores what was read; of several processes the first writes and speaks."""
-    from . import processes
-
     if not arguments.rank_timeout > 0:
         from ..errors import ArgumentError
 
@@ -167,18 +154,15 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments, joined)
 
 
-def _run(arguments: argparse.Namespace, joined: Processes) -> int:
+def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
     from .. import container
 
-    output = Path(
-        arguments.output or f"{Path(arguments.data).resolve().stem if arguments.data != 'digits' else 'digits'}.smask"
-    )
+    output = Path(arguments.output or f"{_stem(arguments.data)}.smask")
     container.check_output(output, overwrite=arguments.force)
     _check(arguments)
     meta = screen.meta_of(arguments)
 
     from .. import codec, inspection
-    from ..search.accuracy import score
     from .encode_job import Job
 
     job = Job(arguments, meta, joined)
@@ -189,11 +173,11 @@ def _run(arguments: argparse.Namespace, joined: Processes) -> int:
     searched = time.perf_counter()
     container.write_atomic(output, data, overwrite=arguments.force)
     # What is scored is what a user gets: the file, read back.
-    scored = score(codec.load(data, device=job.device), job.whole, device=job.device)
+    scored = job.whole.score(codec.load(data, device=job.device), device=job.device)
     report = inspection.inspect(data)
     fields = {
-        "file": str(output), "data": arguments.data, "arch": job.name, "accuracy": scored.accuracy,
-        "loss": scored.loss, "n_test": scored.n_inputs, "epochs": job.epochs, "seed": arguments.seed,
+        "file": str(output), "data": arguments.data, "task": arguments.task, "arch": job.name,
+        **screen.score_fields(scored), "n_test": scored.n_inputs, "epochs": job.epochs, "seed": arguments.seed,
         "device": str(job.device), "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes,
         "n_float_bytes": report.n_float_bytes, "n_overhead_bytes": report.n_overhead_bytes,
         "n_weights": report.n_weights, "n_kept": report.n_kept, "entropy_bytes": report.entropy_bytes,
@@ -210,7 +194,7 @@ def _run(arguments: argparse.Namespace, joined: Processes) -> int:
     entropy = 8 * report.entropy_bytes / max(1, report.n_weights)
     rows = [
         ("file", str(output)),
-        ("accuracy", f"{scored.accuracy:.2%} of {n(scored.n_inputs)} held-out inputs, loss {scored.loss:.4f}"),
+        *screen.score_rows(scored),
         ("bytes", screen.byte_line(report)),
         ("weights", f"{n(report.n_weights)}, kept {n(report.n_kept)} ({report.n_kept / max(1, report.n_weights):.2%})"),
         ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {entropy:.4f}"),
@@ -236,6 +220,12 @@ def _some(names: list[str]) -> str:
     return screen.safe(", ".join(names[: screen.N_SHOWN])) + more
 
 
+def _stem(data: str) -> str:
+    """Name of the data without folder and ending, or without the name of the collection."""
+    collection, colon, name = data.partition(":")
+    return Path(name if colon and collection in ("openml", "hf") else data).resolve().stem
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """What needs no data is refused before any is read."""
     from ..bases import N_WEIGHTS_PER_WORD
@@ -243,6 +233,10 @@ def _check(arguments: argparse.Namespace) -> None:
     from ..search.densities import RULES, check_density
     from ..search.methods import METHODS
 
+    if arguments.task == "lm" and arguments.accuracy is not None:
+        raise ArgumentError("--accuracy", arguments.accuracy, "--density or --target-size with --task lm")
+    if arguments.task == "lm" and arguments.data == "digits":
+        raise ArgumentError("--task lm", "no text", "--data FILE.txt beside it")
     goals = [name for name in ("density", "target_size", "accuracy") if getattr(arguments, name) is not None]
     if goals[1:] and goals != ["density", "accuracy"]:
         raise ArgumentError(" and ".join(f"--{name.replace('_', '-')}" for name in goals), "both", "one of them")

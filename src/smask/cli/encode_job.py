@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -12,24 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .. import architectures, codec, named_nets
 from ..errors import ArgumentError
+from ..readers.reading import PREFIX
 from ..recipe import recipe_of
 from ..runs.folder import Checkpoints
 from ..runs.goal import Trial, smallest
 from ..runs.log import Log
 from ..runs.size import TargetSize
-from ..search.accuracy import check_fit, score
-from ..search.data import Batches, Dataset, load_dataset
+from ..search.data import Batches, load_dataset
 from ..search.loop import TEACHER_WEIGHT, find_masks
-from . import bars, screen
+from ..search.tasks import Classification, Language, Task, context_of
+from ..search.text import TextBatches, load_text
+from . import bars, data_options, screen
 from .processes import Processes
 from .teacher import accuracy_of, teacher_of
 
-DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04)}
+DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04), "lm": ("gpt:4x128x4", 0.3)}
+BATCH_SIZES = {"classify": 128, "lm": 32}
 # Steps of a search when the number of epochs is left to us.
 N_STEPS = 18_000
 
@@ -42,7 +43,7 @@ class Job:
 
     Attributes:
         device: Where to search.
-        whole: The data with all training inputs.
+        whole: What is searched for, with all training inputs.
         name: Of the architecture.
         epochs: Of each search.
         log: The log, if one is wanted.
@@ -59,25 +60,29 @@ class Job:
         if arguments.target_size is not None:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
         self.device: torch.device = joined.device
-        self.whole = dataset = load_dataset(arguments.data)
-        self._net, self.name = _model(arguments, dataset)
-        check_fit(self._net, dataset)
+        self.whole, self._net, self.name = _task_and_net(arguments)
+        self.whole.check_fit(self._net)
+        for key in self.meta:
+            if key.startswith(PREFIX):
+                raise ArgumentError("--meta", key, f"another key: {PREFIX} says how data is read")
+        self.meta |= self.whole.meta
         self._teacher, self._taught = None, dict[str, Any]()
         if arguments.teacher is not None:
-            self._teacher = teacher_of(arguments, dataset, default_arch=self.name)
-            self._taught = {"teacher": arguments.teacher, "teacher_accuracy": accuracy_of(self._teacher, dataset)}
-        self._judge: Dataset | None = None
+            if not isinstance(self.whole, Classification):
+                want = "a task of classes; teacher= of find_masks takes any"
+                raise ArgumentError("--teacher", arguments.teacher, want)
+            self._teacher = teacher_of(arguments, self.whole.data, default_arch=self.name)
+            right = accuracy_of(self._teacher, self.whole.data)
+            self._taught = {"teacher": arguments.teacher, "teacher_accuracy": right}
+        task = self.whole
+        self._judge: Task | None = None
         part = VALIDATION if self._goal is not None and arguments.validation is None else arguments.validation
         if part is not None:
-            dataset, self._judge = dataset.validation(part, seed=arguments.seed)
-        shift = arguments.shift
-        if shift is None:
-            shift = 1 if len(dataset.input_shape) == 3 and min(dataset.input_shape[1:]) >= 16 else 0
-        self._dataset, self._shift = dataset, shift
-        self.epochs = arguments.epochs or min(
-            max(math.ceil(N_STEPS / (len(self._batches()) // arguments.accumulate or 1)), 10), 300
-        )
-        self._loss = functools.partial(F.cross_entropy, label_smoothing=arguments.label_smoothing)
+            task, self._judge = self.whole.split(part, seed=arguments.seed)
+        self._task: Task = task
+        n_steps = len(self._batches()) // arguments.accumulate or 1
+        self.epochs = arguments.epochs or min(max(math.ceil(N_STEPS / n_steps), 10), 300)
+        self._loss = self.whole.loss(arguments.label_smoothing)
         self.seconds_encode = 0.0
         self.log = Log(arguments.log, problem=self._problem) if arguments.log else None
         if arguments.checkpoint and self._goal is None:
@@ -91,7 +96,7 @@ class Job:
             self.log.event("begin", arguments=options)
         n_weights = sum(parameter.numel() for parameter in self._net.parameters())
         self._say(
-            f"{self.name}, {n_weights:,} parameters; {len(self._dataset.x_train):,} training inputs from "
+            f"{self.name}, {n_weights:,} parameters; {self._task.training_inputs} from "
             f"{arguments.data}; {self.epochs} epochs on {self.device}"
             + (f", shared by {self._joined.size} processes" if self._joined.size > 1 else "")
         )
@@ -99,7 +104,7 @@ class Job:
             self._say(
                 f"teacher {arguments.teacher}: right on {self._taught['teacher_accuracy']:.2%} of training inputs"
             )
-        density = arguments.density or DEFAULTS.get(arguments.data, DEFAULTS["other"])[1]
+        density = arguments.density or _defaults(arguments)[1]
         if self._goal is None:
             trial = self._search(density, arguments.checkpoint)
             return trial.data, self._taught | ({} if self._judge is None else {"validation": trial.accuracy})
@@ -138,13 +143,13 @@ class Job:
         judged = self._validate(codec.load(data, device=self.device)) if self._judge else math.nan
         return Trial(density, data, judged)
 
-    def _batches(self) -> Batches:
-        size, seed = self.arguments.batch_size, self.arguments.seed
-        return Batches(self._dataset, batch_size=size, seed=seed, shift=self._shift, device=self.device)
+    def _batches(self) -> Batches | TextBatches:
+        size = self.arguments.batch_size or BATCH_SIZES[self.arguments.task]
+        return self._task.batches(size, seed=self.arguments.seed, device=self.device)
 
     def _validate(self, model: nn.Module) -> float:
         assert self._judge is not None
-        return score(model, self._judge, device=self.device).accuracy
+        return self._judge.judged(model, device=self.device)
 
     def _checkpoints(self, folder: str) -> Checkpoints:
         arguments = self.arguments
@@ -185,13 +190,32 @@ def _kept_on_interrupt(checkpoints: Checkpoints | None) -> Iterator[None]:
         raise
 
 
-def _model(arguments: argparse.Namespace, dataset: Dataset) -> tuple[nn.Module, str]:
-    """The net for the data, its free parameters drawn from the seed."""
-    name = arguments.arch or DEFAULTS.get(arguments.data, DEFAULTS["other"])[0]
-    mean, std = dataset.statistics()
-    arch = named_nets.architecture(
-        name, input_shape=dataset.input_shape, n_classes=dataset.n_classes, mean=mean, std=std
-    )
+def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:
+    """Architecture and density where they are left to us."""
+    return DEFAULTS["lm"] if arguments.task == "lm" else DEFAULTS.get(arguments.data, DEFAULTS["other"])
+
+
+def _task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
+    """The data, and the net for it, its free parameters drawn from the seed; the name of the net."""
+    name, reading = arguments.arch or _defaults(arguments)[0], data_options.reading_of(arguments)
+    task: Task
+    if not Path(arguments.data).is_file() and arguments.data != "digits":
+        screen.say(f"reading {arguments.data} ...", quiet=arguments.quiet)  # folders and collections may take a while
+    if arguments.task == "lm":
+        text = load_text(arguments.data, reading)
+        arch = named_nets.architecture(name, n_classes=text.n_classes)
+        task = Language(text, context_of(arch))
+    else:
+        data = load_dataset(arguments.data, reading)
+        mean, std = data.statistics()
+        arch = named_nets.architecture(name, input_shape=data.input_shape, n_classes=data.n_classes, mean=mean, std=std)
+        images = len(data.input_shape) == 3 and data.augmented
+        shift = arguments.shift
+        if shift is None:
+            shift = 1 if images and min(data.input_shape[1:]) >= 16 else 0
+        if arguments.flip and not images:
+            raise ArgumentError("--flip", True, "images to mirror")
+        task = Classification(data, shift, arguments.flip)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed % 2**63)
-        return architectures.build(arch), name
+        return task, architectures.build(arch), name

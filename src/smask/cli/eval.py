@@ -6,15 +6,19 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from . import bars, screen
+from . import bars, data_options, screen
 
-EPILOG = """\
+EPILOG = f"""\
 examples:
   smask eval digits.smask --data digits
   smask eval mnist.smask --data mnist/ --json
   smask eval mnist.smask --data mnist/ --packed
   smask eval tuned.smask --data mnist/ --base pretrained.pt
   smask eval resnet20.smask --data cifar10.npz --max-bytes 60kB
+  smask eval photos.smask --data more-photos/ --test-part 1
+  smask eval book.smask --data book.txt
+
+{data_options.KINDS}
 """
 
 
@@ -27,9 +31,9 @@ def add(commands: Any) -> None:
     screen.add_reading(parser, device=True)
     screen.add_base(parser)
     screen.add_cut(parser)
-    parser.add_argument(
-        "--data", default="digits", metavar="D", help="digits, a folder of idx files, an .npz (default %(default)s)"
-    )
+    parser.add_argument("--data", default="digits", metavar="D", help="data with a test part (default %(default)s)")
+    parser.add_argument("--task", choices=("classify", "lm"), help="default: what the file was searched for")
+    data_options.add(parser)
     parser.add_argument(
         "--packed", action="store_true", help="run on packed bits instead of dense weights (smask.load(packed=True))"
     )
@@ -39,21 +43,18 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Loads, scores, reports."""
     from .. import codec
-    from ..search.accuracy import score
-    from ..search.data import load_dataset
+    from ..recipe import recipe_of
 
     device = screen.device_of(arguments)
     packed, limits = arguments.packed, screen.limits_of(arguments)
     cut = screen.cut_of(arguments)
     model = codec.load(arguments.file, device=device, packed=packed, base=arguments.base, limits=limits, **cut)
     coverage = getattr(model, codec.COVERAGE)
+    recipe = recipe_of(model)
+    task = data_options.task_of_file(arguments, recipe.arch, recipe.meta)
     with bars.compiling():
-        scored = score(model, load_dataset(arguments.data), device=device)
-    rows = [
-        ("accuracy", f"{scored.accuracy:.2%} of {screen.n(scored.n_inputs)} test inputs"),
-        ("loss", f"{scored.loss:.4f} nats"),
-        *screen.coverage_rows(coverage),
-    ]
+        scored = task.score(model, device=device)
+    rows = [*screen.score_rows(scored), *screen.coverage_rows(coverage)]
     fields = {"file": arguments.file, "data": arguments.data, "device": str(device), "packed": packed, **asdict(scored)}
     fields["coverage"] = coverage.as_dict()
     screen.result(fields, rows, as_json=arguments.json)

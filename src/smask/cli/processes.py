@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,26 @@ class Processes:
     device: torch.device
     rank: int = 0
     size: int = 1
+
+
+def add(option: Any) -> None:
+    """Options for large models and several devices."""
+    option(
+        "--precision", default="fp32", choices=("fp32", "bf16", "fp16"),
+        help="arithmetic of the model, scores stay fp32 (default %(default)s)",
+    )  # fmt: skip
+    option(
+        "--accumulate", type=int, default=1, metavar="N",
+        help="make a step of N batches one after the other: as a batch N times as large, in the memory of one",
+    )  # fmt: skip
+    option(
+        "--shard", action="store_true",
+        help="under torchrun: spread weights, scores and their moments over the processes (FSDP); not with fp16",
+    )  # fmt: skip
+    option(
+        "--rank-timeout", type=float, default=600.0, metavar="S",
+        help="under torchrun: seconds to wait for another process (default %(default).0f)",
+    )  # fmt: skip
 
 
 def rank() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ..inspection import FileReport
     from ..prefixes import Coverage
+    from ..search.accuracy import Score
+    from ..search.text import TextScore
 
 # Tensors named one by one where there may be thousands.
 N_SHOWN = 12
@@ -54,6 +57,21 @@ def show(table: Table) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
     console.print(table)
+
+
+def score_fields(scored: Score | TextScore) -> dict[str, Any]:
+    """What a score is called in JSON; the number of inputs is the caller's."""
+    return {name: value for name, value in asdict(scored).items() if name != "n_inputs"}
+
+
+def score_rows(scored: Score | TextScore) -> list[tuple[str, str]]:
+    """The same for a table."""
+    from ..search.accuracy import Score
+
+    if isinstance(scored, Score):
+        return [("accuracy", f"{scored.accuracy:.2%} of {n(scored.n_inputs)} held-out inputs, loss {scored.loss:.4f}")]
+    part = f"of {n(scored.n_text_bytes)} held-out bytes"
+    return [("prediction", f"{scored.bits_per_byte:.4f} bits per byte {part}, {scored.loss:.4f} nats a token")]
 
 
 def byte_line(report: FileReport) -> str:

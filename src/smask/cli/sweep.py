@@ -28,6 +28,8 @@ is noted and the others go on. The picture needs matplotlib (pip install 'smask[
 """
 # What of the result of a search is kept.
 KEYS = ("accuracy", "loss", "n_test", "n_bytes", "n_kept", "n_weights", "epochs", "seconds_search", "digest")
+# What tells points apart.
+NAMES: tuple[str, ...] = ("method", "target-size", "density", "seed")
 # Options that a sweep gives itself.
 OWN = ("--output", "-o", "--seed", "--method", "--target-size", "--density", "--accuracy", "--checkpoint", "--resume",
        "--json", "--force", "--quiet", "-q", "--help", "-h")  # fmt: skip
@@ -104,7 +106,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _key(point: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(point.get(name, "")) for name in ("method", "target-size", "density", "seed"))
+    return tuple(str(point.get(name, "")) for name in NAMES)
 
 
 def _command(setting: dict[str, str]) -> list[str]:
@@ -193,7 +195,7 @@ def _rows(points: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         rows.append((screen.safe(method), "\n".join(lines)))
     for point in points:
         if "problem" in point:
-            setting = {name: point[name] for name in ("method", "target-size", "density", "seed") if name in point}
+            setting: dict[str, str] = {name: point[name] for name in NAMES if name in point}
             rows.append(("failed", screen.safe(f"smask {shlex.join(_command(setting))}: {point['problem']}")))
     return rows
 

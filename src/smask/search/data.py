@@ -1,15 +1,11 @@
-"""Labelled data for a search: bundled digits, a folder of idx files, an ``.npz`` of four arrays."""
+"""Labelled data for a search: what a reader found, split, and its training batches."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import math
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +13,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
-
-IDX_FILES = {
-    "x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels",
-}  # fmt: skip
-IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-MAX_CLASSES = 65_536
+from ..readers import sounds
+from ..readers.arrays import is_idx, read_idx, read_npz
+from ..readers.examples import Examples, parted
+from ..readers.folders import suffixes_in
+from ..readers.hubs import read_hub, read_openml
+from ..readers.images import read_images
+from ..readers.reading import CLASSES, Reading, split_facts
+from ..readers.sounds import read_sounds
+from ..readers.tables import read_csv, read_parquet
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +33,10 @@ class Dataset:
         x_train, x_test: uint8 or float32 [N, ...] on the CPU; images are [N, channels, height, width].
         y_train, y_test: int64 [N].
         top: Value of a full uint8 input; inputs are divided by it, so that the net sees [0, 1].
+        classes: Their names in order of label, None where the data has only numbers.
+        facts: What a file has to say, beside the classes, for its model to be used on other data.
+        augmented: Whether three-dimensional inputs are pictures, which may be moved and mirrored.
+        columns: Whether features are of different kinds, so that each is normalised by itself.
     """
 
     name: str
@@ -42,6 +45,16 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     top: float = 255.0
+    classes: tuple[str, ...] | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    columns: bool = False
+    augmented: bool = True
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        """What a file has to say for its model to be used on other data."""
+        names = {} if self.classes is None else {CLASSES: json.dumps(self.classes, ensure_ascii=False)}
+        return {**names, **self.facts}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -50,11 +63,13 @@ class Dataset:
 
     @property
     def n_classes(self) -> int:
-        """Largest training label plus one."""
-        return int(self.y_train.max()) + 1
+        """Number of names, or largest training label plus one."""
+        return int(self.y_train.max()) + 1 if self.classes is None else len(self.classes)
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of the training inputs, a channel (or all features together), four digits."""
+        """Mean and standard deviation of the training inputs: a channel, a column, or all features together."""
+        if self.columns:
+            return _of_columns(self.x_train.numpy())
         axes = (0, 2, 3) if self.x_train.dim() == 4 else None
         x = self.x_train.numpy()
         mean = np.atleast_1d(x.mean(axis=axes, dtype=np.float64))
@@ -93,6 +108,14 @@ class Dataset:
         return x.to(torch.float32) / self.top if x.dtype == torch.uint8 else x
 
 
+def _of_columns(x: np.ndarray) -> tuple[list[float], list[float]]:
+    """Four significant digits: columns may be in any units."""
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    # A column that never changes, but for rounding, is left as it is.
+    still = std <= 1e-6 * np.maximum(np.abs(mean), 1e-30)
+    return [float(f"{m:.4g}") for m in mean], [1.0 if s else float(f"{d:.4g}") for s, d in zip(still, std, strict=True)]
+
+
 class Batches:
     """Shuffled training batches on a device; every pass over it is a new epoch of the same seeded sequence.
 
@@ -102,12 +125,15 @@ class Batches:
         seed: Of the order and the shifts.
         shift: Images are moved by up to this many pixels in both directions, each by itself.
         device: Where batches are wanted.
+        flip: Whether every other image, by chance, is mirrored left to right.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu"
-    ) -> None:
+        self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu",
+        flip: bool = False,
+    ) -> None:  # fmt: skip
         self.dataset, self.shift, self.seed, self.device = dataset, shift, seed, torch.device(device)
+        self.flip = flip
         self.batch_size = min(batch_size, len(dataset.x_train))
         self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.x = dataset.x_train.to(device)
@@ -118,7 +144,8 @@ class Batches:
 
     def fingerprint(self) -> str:
         """sha256 over the training data and all that decides batches: a search goes on only with the same."""
-        running = hashlib.sha256(repr((self.batch_size, self.seed, self.shift, self.dataset.top)).encode())
+        settings = (self.batch_size, self.seed, self.shift, self.dataset.top, *["flip"] * self.flip)
+        running = hashlib.sha256(repr(settings).encode())
         for tensor in (self.dataset.x_train, self.dataset.y_train):
             running.update(repr((tensor.dtype, tensor.shape)).encode())
             running.update(tensor.contiguous().numpy().data)
@@ -132,6 +159,8 @@ class Batches:
             x = self.x[chosen]
             if self.shift and x.dim() == 4:
                 x = shifted(x, self.shift, self.generator)
+            if self.flip and x.dim() == 4:
+                x = mirrored(x, self.generator)
             yield self.dataset.inputs(x), self.y[chosen]
 
 
@@ -152,28 +181,61 @@ def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
     return x.flatten(2).gather(2, pixels).view(x.shape)
 
 
-def load_dataset(source: str) -> Dataset:
+def mirrored(x: Tensor, random: torch.Generator) -> Tensor:
+    """Every image, [N, channels, height, width], mirrored left to right with a probability of one half."""
+    turned = torch.randint(0, 2, (len(x), 1, 1, 1), generator=random, dtype=torch.bool).to(x.device)
+    return torch.where(turned, x.flip(3), x)
+
+
+def load_dataset(source: str, reading: Reading | None = None) -> Dataset:
     """Data named on the command line.
 
     Args:
-        source: ``digits``, a folder of idx files (``.gz`` or not), or an ``.npz`` with ``x_train, y_train, x_test,
-            y_test`` (images NHWC, NCHW or NHW; uint8 is divided by 255, floats are taken as they are).
+        source: ``digits``; ``openml:NAME``; ``hf:NAME``; a folder of idx files, of images by class or of WAV files by
+            class; an ``.npz``; a table, ``.csv``, ``.tsv`` or ``.parquet``.
+        reading: How it is read and split where it does not say so itself.
 
     Raises:
-        DataError: Missing, unreadable or inconsistent data.
+        DataError: Missing, unreadable or inconsistent data, or a library that is not there.
     """
     if source == "digits":
         return digits()
+    reading = reading or Reading()
+    found = _read(source, reading)
+    train, test = parted(source, found, reading)
+    x_train, y_train, x_test, y_test = (
+        torch.from_numpy(np.require(array, requirements=("C", "W"))) for array in (train.x, train.y, test.x, test.y)
+    )
+    facts = {**found.facts, **(split_facts(reading) if found.test is None else {})}
+    return Dataset(
+        source, x_train, y_train, x_test, y_test, classes=found.classes, facts=facts, columns=found.columns,
+        augmented=found.pictures,
+    )  # fmt: skip
+
+
+def _read(source: str, reading: Reading) -> Examples:
+    family, colon, name = source.partition(":")
     path = Path(source)
+    if colon and family in COLLECTIONS and name:
+        return COLLECTIONS[family](name, reading)
     if path.is_dir():
-        arrays = {name: _idx_file(path, stem) for name, stem in IDX_FILES.items()}
-    elif path.suffix == ".npz" and path.is_file():
-        arrays = _npz(path)
-    elif path.exists():
-        raise DataError(source, "neither 'digits', nor a folder of idx files, nor an .npz file")
-    else:
-        raise DataError(source, "not found; give 'digits', a folder of idx files or an .npz file")
-    return _dataset(source, arrays)
+        if is_idx(path):
+            return read_idx(path)
+        suffixes = suffixes_in(path)
+        return read_sounds(path, reading) if suffixes & {*sounds.SUFFIXES} else read_images(path, reading)
+    if not path.exists():
+        raise DataError(
+            source, f"not found; give 'digits', a folder, a file ({', '.join(FILES)}), openml:NAME or hf:NAME"
+        )
+    if path.suffix.lower() not in FILES:
+        raise DataError(source, f"no file of a known kind: {', '.join(FILES)}, or a folder; text is --task lm")
+    return FILES[path.suffix.lower()](path, reading)
+
+
+FILES: Mapping[str, Callable[[Path, Reading], Examples]] = {
+    ".npz": lambda path, reading: read_npz(path), ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet,
+}  # fmt: skip
+COLLECTIONS: Mapping[str, Callable[[str, Reading], Examples]] = {"openml": read_openml, "hf": read_hub}
 
 
 def digits() -> Dataset:
@@ -185,72 +247,3 @@ def digits() -> Dataset:
     labels = torch.from_numpy(y.astype(np.int64))
     test = torch.arange(len(labels)) % 5 == 4
     return Dataset("digits", images[~test], labels[~test], images[test], labels[test], top=16.0)
-
-
-def _idx_file(folder: Path, stem: str) -> np.ndarray:
-    found = sorted(path for path in folder.iterdir() if path.name.startswith(stem))
-    if not found:
-        raise DataError(str(folder), f"no file that begins with {stem}")
-    path = found[0]
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(str(path), f"unreadable: {error}") from None
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_DTYPES or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(str(path), "not an idx file")
-    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    dtype = np.dtype(IDX_DTYPES[raw[2]])
-    want = 4 + 4 * raw[3] + math.prod(shape) * dtype.itemsize
-    if len(raw) != want:
-        raise DataError(str(path), f"{len(raw)} bytes, its header asks for {want}")
-    return np.frombuffer(raw, dtype, offset=4 + 4 * raw[3]).reshape(shape)
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in IDX_FILES if name not in archive.files]
-            if missing:
-                raise DataError(str(path), f"no array {missing[0]}; it has {', '.join(archive.files) or 'none'}")
-            return {name: archive[name] for name in IDX_FILES}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(str(path), f"unreadable: {error}") from None
-
-
-def _dataset(source: str, arrays: dict[str, np.ndarray]) -> Dataset:
-    for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = arrays[f"y_{part}"] = y[:, 0]
-        if x.ndim < 2 or y.ndim != 1:
-            raise DataError(source, f"x_{part} has shape {x.shape} and y_{part} {y.shape}, want [N, ...] and [N]")
-        if len(x) != len(y) or not len(x):
-            raise DataError(source, f"x_{part} has {len(x)} inputs and y_{part} {len(y)} labels")
-        if not np.issubdtype(y.dtype, np.integer):
-            raise DataError(source, f"y_{part} holds {y.dtype}, want integers")
-        if not (np.issubdtype(x.dtype, np.floating) or x.dtype == np.uint8):
-            raise DataError(source, f"x_{part} holds {x.dtype}, want uint8 or floats")
-        if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
-            raise DataError(source, f"x_{part} holds values that are not finite")
-    if arrays["x_train"].shape[1:] != arrays["x_test"].shape[1:] or arrays["x_train"].dtype != arrays["x_test"].dtype:
-        raise DataError(source, "x_train and x_test differ in shape or dtype")
-    n_classes = int(arrays["y_train"].max()) + 1
-    for part in ("train", "test"):
-        low, high = int(arrays[f"y_{part}"].min()), int(arrays[f"y_{part}"].max())
-        if low < 0 or high >= min(n_classes, MAX_CLASSES):
-            allowed = min(n_classes, MAX_CLASSES) - 1
-            raise DataError(source, f"y_{part} has labels {low} to {high}, want 0 to {allowed}")
-    x_train, x_test = _inputs(arrays["x_train"]), _inputs(arrays["x_test"])
-    y_train, y_test = (torch.from_numpy(arrays[name].astype(np.int64)) for name in ("y_train", "y_test"))
-    return Dataset(source, x_train, y_train, x_test, y_test)
-
-
-def _inputs(array: np.ndarray) -> Tensor:
-    """Images as NCHW, everything else as it is; uint8 stays, floats become float32."""
-    array = np.ascontiguousarray(array if array.dtype == np.uint8 else array.astype(np.float32))
-    tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if tensor.dim() == 3:
-        return tensor[:, None]
-    if tensor.dim() == 4 and tensor.shape[3] in (1, 3) and tensor.shape[1] not in (1, 3):
-        return tensor.permute(0, 3, 1, 2).contiguous()
-    return tensor

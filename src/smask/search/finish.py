@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..coded import CodedTensor
+from ..coded import SMALLEST_SCALE, CodedTensor
 from ..recipe import Recipe, attach
 from ..reconstruction import reconstruct
 from .scores import MaskedWeight
@@ -52,12 +52,17 @@ def coded_tensors(
             shape=tuple(layer.shape),
             stream=layer.stream,
             planes=tuple(_packed(levels[name] >> plane & 1 != 0) for plane in reversed(range(layer.method.n_planes))),
-            scale=floats.coarse(layer.scales().flatten().cpu()),
+            scale=_within(floats.coarse(layer.scales().flatten().cpu())),
             base=layer.kind,
             flip=_packed(layer.flips() & (levels[name] != 0)) if layer.method.flips else None,
         )
         for name, layer in layers.items()
     }
+
+
+def _within(scale: Tensor) -> Tensor:
+    """Scales of the format: one on its way through zero may be smaller than the smallest, and is then zero."""
+    return torch.where(scale.abs() < SMALLEST_SCALE, 0.0, scale)
 
 
 def _packed(bits: Tensor) -> Tensor:
