@@ -253,7 +253,7 @@ def test_a_size_out_of_reach(trained: nn.Module, inputs: torch.Tensor, tmp_path:
 def test_a_loss_that_is_not_finite(
     trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refinement, "LR", 1e30)
+    monkeypatch.setattr(refinement, "FLOAT_RATE", 1e30)
     with pytest.raises(DivergedError) as caught:
         convert_checkpoint(trained, tmp_path / "m.smask", bits=3, calibrate=inputs, refine=2)
     assert 1 < caught.value.step <= 19
@@ -291,7 +291,7 @@ def test_command(trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ("resnet20-12fca82f.th", "95kB", 20, 0.916), ("resnet20-12fca82f.th", "60kB", 30, 0.910),
         ("resnet20-12fca82f.th", "40kB", 40, 0.890), ("resnet20-12fca82f.th", "30kB", 40, 0.865),
-        ("resnet56-4bfd9763.th", "195kB", 10, 0.930), ("resnet56-4bfd9763.th", "130kB", 15, 0.920),
+        ("resnet56-4bfd9763.th", "195kB", 15, 0.930), ("resnet56-4bfd9763.th", "130kB", 15, 0.920),
         ("resnet56-4bfd9763.th", "90kB", 20, 0.900),
     ],
 )  # fmt: skip

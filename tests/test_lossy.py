@@ -68,6 +68,34 @@ def test_bits_and_error(tmp_path: Path) -> None:
     assert 0.029 < report.error <= 0.03
 
 
+def along(weight: torch.Tensor, again: torch.Tensor) -> float:
+    """What is left of a tensor along itself."""
+    return float((weight.double() * again.double()).sum() / weight.double().square().sum())
+
+
+def test_layers_without_a_norm_keep_their_length(tmp_path: Path) -> None:
+    state = net("resnet20")
+    convert_checkpoint(state, tmp_path / "m.smask", bits=1.3)
+    again = smask.decode(tmp_path / "m.smask")
+    # A norm makes any length good, so that the least squared error is free there.
+    assert all(
+        along(tensor, again[name]) < 0.9
+        for name, tensor in state.items()
+        if name.startswith("layer") and tensor.dim() == 4
+    )
+    state = net("lenet-300-100")
+    convert_checkpoint(state, tmp_path / "bits.smask", bits=1.3)
+    again = smask.decode(tmp_path / "bits.smask")
+    assert all(along(state[name], again[name]) > 0.93 for name in state if state[name].dim() == 2)
+
+
+def test_an_error_asked_for_is_the_least_of_its_size(tmp_path: Path) -> None:
+    state = net("lenet-300-100")
+    error = convert_checkpoint(state, tmp_path / "error.smask", max_error=0.4)
+    size = convert_checkpoint(state, tmp_path / "size.smask", target_size=error.n_bytes)
+    assert error.error < 0.97 * size.error
+
+
 def test_what_is_no_weight_is_kept(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(1)
     state = {

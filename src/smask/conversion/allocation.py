@@ -37,7 +37,7 @@ class Search:
     ) -> None:  # fmt: skip
         self._goal, self._spool, self._progress, self._arch, self._meta = goal, spool, progress, arch, meta
         self._base_digest = overlay.base.digest if overlay else None
-        self._model = LossyModel(checkpoint, rivals.take, overlay)
+        self._model = LossyModel(checkpoint, rivals.take, overlay, raises=not goal.error)
         # From here on "cost" is what the goal limits: a size, or the logarithm of an error.
         limit = math.log(goal.error) if goal.error else float(goal.n_bytes or 0)
         self._most = limit

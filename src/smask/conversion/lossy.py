@@ -68,6 +68,12 @@ class Pass:
 class LossyModel:
     """A checkpoint to be rounded; scanned once, then drafted at any step.
 
+    Args:
+        checkpoint: What to round.
+        take: Sees every tensor once.
+        overlay: The base that the file is over, if there is one.
+        raises: Whether layers get back the length that rounding takes: better outputs at a larger squared error.
+
     Attributes:
         largest: The largest magnitude of all weights that are rounded, 0 if there is none.
         n_elements: Floating elements, those which a :class:`Plan` counts.
@@ -77,9 +83,10 @@ class LossyModel:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None], overlay: Overlay | None = None
-    ) -> None:
-        self._checkpoint = checkpoint
+        self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None], overlay: Overlay | None = None, *,
+        raises: bool = True,
+    ) -> None:  # fmt: skip
+        self._checkpoint, self._raises = checkpoint, raises
         self._overlay = overlay
         # Energies of tensors that the base gives, to the bit or as a mask.
         self._kept: dict[str, float] = {}
@@ -239,13 +246,19 @@ class LossyModel:
                 for n, step in plan.cut(self._starts[name], scanned.n_weights, n_window)]  # fmt: skip
         if len(cuts) == 1:
             scaled /= np.float32(cuts[0][1])
-            return leveled(tensor, scaled, levels_of(scaled, scanned.sample.rule(cuts[0][1])), cuts[0][1], near)
+            levels.append(levels_of(scaled, scanned.sample.rule(cuts[0][1])))
+            return self._raised(name, leveled(tensor, scaled, levels[0], cuts[0][1], near), tensor)
         # Levels are those that each part has at its own step and so cost the same; they then stand for the finest step.
         finest = min(step for _, step in cuts)
         for n, step in cuts:
             levels.append(levels_of(scaled[start : start + n] / np.float32(step), scanned.sample.rule(step)))
             start += n
-        return leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest, near)
+        found = leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest, near)
+        return self._raised(name, found, tensor)
+
+    def _raised(self, name: str, found: Leveled, tensor: Tensor) -> Leveled:
+        """With a norm behind it a layer may have any length; what is added to a base is left as it is."""
+        return found.raised(tensor) if self._raises and name not in self._norms and found.near is None else found
 
     def _moved(self, norm: str, layer: str, after: Tensor | None, plan: Plan) -> Mapping[str, Tensor]:
         """Statistics of a batch norm for its rounded layer; none where they do not fit it."""

@@ -197,6 +197,6 @@ class Refinement:
             if not len(rule.gains) or weights.grad is None:
                 continue
             scaled = weights.detach().abs() / step
-            lower = scaled.to(torch.int64).clamp_(max=len(rule.gains) - 1)
+            lower = scaled.clamp_(max=len(rule.gains) - 1).to(torch.int64)
             slope = torch.from_numpy(rule.gains)[lower] * (price / step)
             weights.grad.add_(slope.mul_(weights.detach().sign()))
