@@ -19,6 +19,7 @@ from smask.conversion.converter import convert_checkpoint
 from smask.conversion.feedback import Feedback, columns, levels_fed_back
 from smask.conversion.goals import size_of
 from smask.conversion.inputs import Inputs
+from smask.conversion.leveling import Leveled
 from smask.conversion.rounding import learn, levels_of
 from smask.conversion.statistics import Statistics
 from smask.errors import ArchitectureError, ArgumentError, DivergedError, TargetError
@@ -283,6 +284,25 @@ def test_command(trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*command, "--samples", "0", "--force"]) == 2
     assert main([*command[:6], "--calibrate", "digits", "--force"]) == 2
     assert "--arch" in capsys.readouterr().err
+
+
+def test_layers_without_a_norm_keep_their_length(
+    inputs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        widths = [(64, 96), (96, 96), (96, 96), (96, 10)]
+        model = nn.Sequential(*(layer for a, b in widths for layer in (nn.ReLU(), nn.Linear(a, b)))).eval()
+    x = inputs.flatten(1)
+    far = {}
+    for raises in (True, False):
+        if not raises:
+            monkeypatch.setattr(Leveled, "raised", lambda self, tensor, moments: self)
+        made = convert_checkpoint(model, tmp_path / "m.smask", target_size=3900, calibrate=x, overwrite=True)
+        rounded = smask.load(made.output, model=copy.deepcopy(model))
+        with torch.no_grad():
+            far[raises] = float(divergence(rounded(x), model(x)))
+    assert far[True] < 0.8 * far[False]
 
 
 @pytest.mark.long

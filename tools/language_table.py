@@ -6,9 +6,10 @@
     python tools/language_table.py --data book.txt --arch gpt:2x64x2x64 --epochs 1 --densities 0.3 --out report.json
 
 `trained` is the net with all weights trained by AdamW on the same batches; its further rows are `smask convert` of it,
-8 bits a weight, and to the bytes of each masked file, without data and with 500 windows of it (`--calibrate`). `binary`
-trains a sign for every weight (the method `signed` at density 1). All rows are scored on the last tenth of the text,
-files read back.
+at 8, 4, 3 and 2 bits a weight, and to the bytes of each masked file, without data and with 500 windows of it
+(`--calibrate`); with `--nncodec PYTHON`, an environment as for tools/accuracy_curve.py, also the files of the rival.
+`binary` trains a sign for every weight (the method `signed` at density 1). All rows are scored on the last tenth of the
+text, files read back.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import argparse
 import copy
 import json
 import math
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import smask
+from accuracy_curve import RIVAL
 from smask import architectures, named_nets
 from smask.measurement import facts
 from smask.readers.reading import Reading
@@ -37,6 +41,8 @@ from smask.search.text import load_text
 OUT = Path(__file__).parents[1] / "docs/language.json"
 README = Path(__file__).parents[1] / "README.md"
 WARM_UP = 100
+BITS = (8.0, 4.0, 3.0, 2.0)
+QPS = (-28, -24, -20, -16, -12)
 
 
 def trained(net: nn.Module, task: Language, *, epochs: int, batch_size: int, lr: float) -> nn.Module:
@@ -64,6 +70,19 @@ def trained(net: nn.Module, task: Language, *, epochs: int, batch_size: int, lr:
             if step % 500 == 0:
                 print(f"  trained {step}/{n_steps}", file=sys.stderr)
     return model.eval()
+
+
+def rival(plain: nn.Module, qp: int, interpreter: str, folder: Path) -> tuple[nn.Module, int]:
+    """What NNCodec gives back at a quantisation parameter, and its bytes."""
+    state = plain.state_dict()
+    source, out = folder / "in.npz", folder / "out.npz"
+    np.savez(source, **{name: tensor.numpy() for name, tensor in state.items()})
+    command = [interpreter, "-c", RIVAL, str(source), str(qp), str(out)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    model = copy.deepcopy(plain)
+    with np.load(out) as file:
+        model.load_state_dict({name: torch.from_numpy(file[name]).reshape(state[name].shape) for name in state})
+    return model, int(json.loads(done.stdout.strip().splitlines()[-1])["n_bytes"])
 
 
 def row(name: str, model: nn.Module, n_bytes: int, task: Language, seconds: float | None = None) -> dict[str, Any]:
@@ -103,6 +122,7 @@ def main() -> int:
     parser.add_argument("--mask-lr", type=float, default=1e-3)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--only", choices=("mask", "binary", "trained"), help="measure these; the other rows stay")
+    parser.add_argument("--nncodec", metavar="PYTHON", help="interpreter of an environment with nncodec")
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if arguments.tables:
@@ -153,8 +173,11 @@ def main() -> int:
         plain = trained(net, task, epochs=arguments.epochs, batch_size=arguments.batch_size, lr=arguments.lr)
         seconds = time.perf_counter() - started
         done("trained, float32", plain, sum(4 * p.numel() for p in plain.parameters()), seconds)
-        made = smask.convert_checkpoint(plain, out, arch=arch, overwrite=True, bits=8.0)
-        done("trained, 8 bits a weight", smask.load(out), made.n_bytes)
+        for bits in BITS:
+            made = smask.convert_checkpoint(plain, out, arch=arch, overwrite=True, bits=bits)
+            done(f"trained, {bits:g} bits a weight", smask.load(out), made.n_bytes)
+        for qp in QPS if arguments.nncodec else ():
+            done("trained, NNCodec 2", *rival(plain, qp, arguments.nncodec, Path(folder)))
         windows = text.windows(500, task.context)
         for size in sorted(one["n_bytes"] for one in rows if one["name"].startswith(("mask", "binary"))):
             for name, calibrate in (("trained, converted", None), ("trained, calibrated", windows)):

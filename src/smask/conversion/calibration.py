@@ -21,7 +21,7 @@ from ..checkpoints import Checkpoint, Entry
 from ..errors import ArchitectureError, ArgumentError, TargetError
 from ..search.distillation import outputs_of
 from .allocation import AIM, TOLERANCE
-from .feedback import DAMPINGS, Feedback, levels_fed_back, listen
+from .feedback import DAMPINGS, Feedback, Moments, levels_fed_back, listen
 from .goals import Goal
 from .inputs import Inputs
 from .leveling import Leveled, leveled, windows
@@ -75,6 +75,7 @@ class CalibratedSearch:
         if not self._names:
             raise ArgumentError("calibrate", "no weight matrix of the model is in the checkpoint", "the same names")
         self._feedback: dict[str, list[Feedback]] = {}
+        self._moments: dict[str, Moments] = {}
 
     @torch.no_grad()
     def _check_fit(self) -> None:
@@ -103,7 +104,7 @@ class CalibratedSearch:
             n_steps = max(1, math.ceil(self._calibration.epochs * len(self._inputs) / N_BATCH))
             refinement.run(n_bytes, n_steps, progress=self._calibration.trained)
             return self._nearest(refinement, refinement.step_of(n_bytes))[1]
-        moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
+        self._moments = moments = listen(self._calibration.model, self._names, self._inputs.some(N_LISTENED))
         found = []
         for damping in DAMPINGS:
             self._feedback = {
@@ -172,7 +173,9 @@ class CalibratedSearch:
             scaled /= np.float32(own)
             rows = scaled.reshape(weights[name].shape[0], -1)
             levels = levels_fed_back(rows, feedbacks, rule).reshape(scaled.shape)
-            rounded[name] = leveled(weights[name].detach().to(self._dtypes[name]), scaled, levels, own)
+            weight = weights[name].detach().to(self._dtypes[name])
+            found = leveled(weight, scaled, levels, own)
+            rounded[name] = self._lossy.raised(name, found, weight, self._moments[name])
         return rounded
 
     def _floats(self, refinement: Refinement, rounded: Mapping[str, Leveled]) -> dict[str, Tensor]:

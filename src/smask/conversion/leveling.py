@@ -13,6 +13,7 @@ from .. import bases
 from ..coded import CodedTensor
 from ..draft import Draft
 from ..reconstruction import reconstruct
+from .feedback import Moments
 from .plan import grid
 from .rounding import Floats, Levels, centre
 
@@ -62,7 +63,7 @@ class Leveled:
         else:
             draft.add_coded(name, self.dense, self.coded(stream, seed=seed))
 
-    def raised(self, tensor: Tensor) -> Leveled:
+    def raised(self, tensor: Tensor, moments: Moments | None = None) -> Leveled:
         """The same levels on a scale that gives back most of the length that rounding took.
 
         Values with the least squared error are shorter than the weights. That is no noise: outputs of all layers
@@ -72,16 +73,18 @@ class Leveled:
 
         Args:
             tensor: As in the checkpoint.
+            moments: float64 [groups, columns, columns] of the inputs: lengths are then those of outputs.
         """
-        length, along, energy = 0.0, 0.0, 0.0
         before, after = (values.detach().reshape(-1) for values in (tensor, self.dense))
-        for one, other in zip(torch.split(before, N_SQUARED), torch.split(after, N_SQUARED), strict=True):
-            given, got = one.double().numpy(), other.double().numpy()
-            length, along, energy = (
-                total + float((left * right).sum())
-                for total, left, right in ((length, given, given), (along, given, got), (energy, got, got))
-            )
-        if not along > 0:
+        if moments is not None:
+            # The root of the moments would do on both sides; whole on one it gives the same products.
+            rows = (moments.shape[0], -1, moments.shape[1])
+            seen = [torch.from_numpy(values.double().numpy().reshape(rows) @ moments) for values in (before, after)]
+            pairs = [(before, seen[0].reshape(-1)), (after, seen[0].reshape(-1)), (after, seen[1].reshape(-1))]
+        else:
+            pairs = [(before, before), (before, after), (after, after)]
+        length, along, energy = (_product(one, other) for one, other in pairs)
+        if not (along > 0 and length > 0 and math.isfinite(length + energy)):
             return self
         along, across = along / length, max(0.0, energy / length - (along / length) ** 2)
         step = grid(self.step * ALONG * along / (ALONG * along * along + across))
@@ -140,6 +143,12 @@ def squared_length(values: Floats) -> float:
     """Sum of squares, float32 [n], in an order that depends on nothing."""
     pieces = (values[start : start + N_SQUARED].astype(np.float64) for start in range(0, len(values), N_SQUARED))
     return math.fsum(float(np.square(piece, out=piece).sum()) for piece in pieces)
+
+
+def _product(one: Tensor, other: Tensor) -> float:
+    """Sum of products in float64, in an order that depends on nothing."""
+    pieces = zip(torch.split(one, N_SQUARED), torch.split(other, N_SQUARED), strict=True)
+    return math.fsum(float((left.double().numpy() * right.double().numpy()).sum()) for left, right in pieces)
 
 
 def _packed(bits: np.ndarray) -> np.ndarray:

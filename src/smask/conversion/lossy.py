@@ -23,6 +23,7 @@ from ..errors import CheckpointError
 from ..integrity import NAME_OF_DTYPE, raw_bytes
 from ..records import Record
 from . import mantissas, moments
+from .feedback import Moments
 from .leveling import Leveled, leveled, squared_length, windows
 from .overlay import Overlay
 from .plan import Plan, step_for
@@ -247,18 +248,18 @@ class LossyModel:
         if len(cuts) == 1:
             scaled /= np.float32(cuts[0][1])
             levels.append(levels_of(scaled, scanned.sample.rule(cuts[0][1])))
-            return self._raised(name, leveled(tensor, scaled, levels[0], cuts[0][1], near), tensor)
+            return self.raised(name, leveled(tensor, scaled, levels[0], cuts[0][1], near), tensor)
         # Levels are those that each part has at its own step and so cost the same; they then stand for the finest step.
         finest = min(step for _, step in cuts)
         for n, step in cuts:
             levels.append(levels_of(scaled[start : start + n] / np.float32(step), scanned.sample.rule(step)))
             start += n
         found = leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest, near)
-        return self._raised(name, found, tensor)
+        return self.raised(name, found, tensor)
 
-    def _raised(self, name: str, found: Leveled, tensor: Tensor) -> Leveled:
-        """With a norm behind it a layer may have any length; what is added to a base is left as it is."""
-        return found.raised(tensor) if self._raises and name not in self._norms and found.near is None else found
+    def raised(self, name: str, found: Leveled, tensor: Tensor, seen: Moments | None = None) -> Leveled:
+        """The length given back that rounding took: not where a norm follows, nor of what is added to a base."""
+        return found.raised(tensor, seen) if self._raises and name not in self._norms and found.near is None else found
 
     def _moved(self, norm: str, layer: str, after: Tensor | None, plan: Plan) -> Mapping[str, Tensor]:
         """Statistics of a batch norm for its rounded layer; none where they do not fit it."""
