@@ -27,12 +27,11 @@ from .feedback import Moments
 from .leveling import Leveled, leveled, squared_length, windows
 from .overlay import Overlay
 from .plan import Plan, step_for
-from .rounding import Floats, Spectrum, levels_of
+from .rounding import Floats, levels_of
+from .scanned import Scanned
 
 # Below this a tensor's record, scale and sections cost more than its planes save.
 N_LEAST = 256
-# Weights of a tensor that the search looks at.
-N_SAMPLE = 1 << 16
 # Small floats are this much more exact than the weights in planes.
 EXACTER = 16
 SEED = 0
@@ -91,7 +90,7 @@ class LossyModel:
         self._overlay = overlay
         # Energies of tensors that the base gives, to the bit or as a mask.
         self._kept: dict[str, float] = {}
-        self._scanned: dict[str, _Scanned] = {}
+        self._scanned: dict[str, Scanned] = {}
         self._first: dict[str, str] = {}
         self._starts: dict[str, int] = {}
         self._estimates: dict[float, tuple[float, float]] = {}
@@ -120,7 +119,7 @@ class LossyModel:
                 continue
             near = self._near(entry.name, tensor)
             energy = None if near is None else squared_length(windows(tensor).reshape(-1))
-            self._scanned[entry.name] = scanned = _scanned(_difference(tensor, near), energy)
+            self._scanned[entry.name] = scanned = Scanned.of(_difference(tensor, near), energy)
             finite = math.isfinite(scanned.energy) or bool(tensor.isfinite().all())
             self._refuse_unless(finite, entry, *NOT_FINITE)
             self._refuse_unless(math.isfinite(scanned.largest), entry, "weights beyond binary32", None)
@@ -287,28 +286,6 @@ def is_coded(tensor: Tensor) -> bool:
     """Whether a tensor is a matrix of weights, or more than one, large enough to be rounded."""
     n_dimensions = sum(size > 1 for size in tensor.shape)
     return tensor.is_floating_point() and n_dimensions > 1 and tensor.numel() >= N_LEAST
-
-
-@dataclass(frozen=True, eq=False)
-class _Scanned:
-    """What is remembered of a tensor: a sample of what is to be coded of it, magnitudes that each stand for ``share``
-    weights; the largest of all, and the energy of the tensor.
-    """
-
-    sample: Spectrum
-    share: float
-    n_weights: int
-    largest: float
-    energy: float
-
-
-def _scanned(windows: Floats, energy: float | None) -> _Scanned:
-    magnitudes = windows.reshape(-1)
-    np.abs(magnitudes, out=magnitudes)
-    # The stride is odd, so that it is no multiple of the size of a row, mostly.
-    sample = Spectrum.of(magnitudes[:: len(magnitudes) // N_SAMPLE | 1])
-    n, energy = len(magnitudes), squared_length(magnitudes) if energy is None else energy
-    return _Scanned(sample, n / len(sample.ascending), n, float(magnitudes.max()), energy)
 
 
 def _difference(tensor: Tensor, near: tuple[str, Tensor] | None) -> Floats:

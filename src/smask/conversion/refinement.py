@@ -25,9 +25,10 @@ from ..errors import DivergedError
 from ..search.distillation import divergence, outputs_of
 from .inputs import Inputs
 from .leveling import Leveled, leveled, windows
-from .lossy import CODER, N_SAMPLE
+from .lossy import CODER
 from .plan import grid, step_for
 from .rounding import Rule, Spectrum
+from .scanned import N_SAMPLE
 from .statistics import Statistics, live
 
 N_BATCH = 64

@@ -1,0 +1,40 @@
+"""What is remembered of a tensor that is to be rounded: a sample, its energy, its largest weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .leveling import squared_length
+from .rounding import Floats, Spectrum
+
+# Weights of a tensor that the search looks at.
+N_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """A tensor, as far as the search for a step knows it.
+
+    Attributes:
+        sample: Magnitudes of what is to be coded of it, each standing for ``share`` weights.
+        n_weights, largest: Of all of them.
+        energy: Of the tensor.
+    """
+
+    sample: Spectrum
+    share: float
+    n_weights: int
+    largest: float
+    energy: float
+
+    @classmethod
+    def of(cls, windows: Floats, energy: float | None) -> Scanned:
+        """Takes the sample; the windows become magnitudes. Without ``energy`` theirs is that of the tensor."""
+        magnitudes = windows.reshape(-1)
+        np.abs(magnitudes, out=magnitudes)
+        # The stride is odd, so that it is no multiple of the size of a row, mostly.
+        sample = Spectrum.of(magnitudes[:: len(magnitudes) // N_SAMPLE | 1])
+        n, energy = len(magnitudes), squared_length(magnitudes) if energy is None else energy
+        return cls(sample, n / len(sample.ascending), n, float(magnitudes.max()), energy)
