@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from . import interrupts
 from .screen import n, safe, say
 
 if TYPE_CHECKING:
@@ -143,15 +144,16 @@ def conversion_bar(
         yield None, line
 
 
-def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
-    """One listener that tells all that are there."""
+def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
+    """One listener that tells all that are there, and ends a search that was interrupted."""
     there = [listener for listener in listeners if listener is not None]
 
     def tell(at: Progress) -> None:
+        interrupts.check()
         for listener in there:
             listener(at)
 
-    return tell if there else None
+    return tell
 
 
 def judged(value: float) -> str:
