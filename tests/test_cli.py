@@ -241,29 +241,6 @@ def test_interrupt_leaves_nothing(here: Path) -> None:
     assert os.listdir(here) == []
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
-def test_an_interrupt_that_was_dropped_still_ends_the_search() -> None:
-    # An exception in a destructor is printed and forgotten; so is the interrupt that comes while one runs.
-    program = """
-import os, signal
-from smask.cli import bars, interrupts
-interrupts.listen()
-class Dropping:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):
-            pass
-Dropping()
-try:
-    bars.both(None)(None)
-except KeyboardInterrupt:
-    print("ended")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "ended\n")
-    assert "Exception ignored" in done.stderr
-
-
 @pytest.mark.skipif(
     shutil.which("mount") is None or os.name == "nt" or os.geteuid() != 0, reason="needs to mount a small disk"
 )

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from . import interrupts
 from .screen import n, safe, say
 
 if TYPE_CHECKING:
@@ -144,16 +143,15 @@ def conversion_bar(
         yield None, line
 
 
-def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None]:
-    """One listener that tells all that are there, and ends a search that was interrupted."""
+def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+    """One listener that tells all that are there."""
     there = [listener for listener in listeners if listener is not None]
 
     def tell(at: Progress) -> None:
-        interrupts.check()
         for listener in there:
             listener(at)
 
-    return tell
+    return tell if there else None
 
 
 def judged(value: float) -> str:

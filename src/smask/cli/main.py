@@ -75,9 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The process: runs :func:`main` and exits with its code."""
-    from . import interrupts
-
-    interrupts.listen()
     code = main()
     if code == INTERRUPTED:
         # An interrupt that passed through code run by an extension leaves a mark in the interpreter, which would then
