@@ -226,7 +226,13 @@ def test_usage_errors_exit_with_two() -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
 def test_interrupt_leaves_nothing(here: Path) -> None:
     command = [sys.executable, "-m", "smask", "encode", "--epochs", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell starts what it puts into the background with SIGINT ignored, which children inherit; a signal with a handler
+    # is at its default in a child. Not by preexec_fn: Python warns of that where threads run, as those of torch do.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     try:
         assert process.stderr is not None
         assert "parameters" in process.stderr.readline()  # the search begins
