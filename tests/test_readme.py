@@ -47,12 +47,14 @@ def test_figures_are_the_measured_ones() -> None:
     assert measured["searches"]
     sys.path.insert(0, str(ROOT / "tools"))
     try:
+        import language_table
         import measurements
         import methods_table
         import packed_table
     finally:
         sys.path.pop(0)
     assert "\n".join(packed_table.rows(json.loads((ROOT / "docs/bench.json").read_text()))) in README
+    assert "\n".join(language_table.table(json.loads((ROOT / "docs/language.json").read_text()))) in README
     assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
         assert "\n".join(rows) in README

@@ -31,6 +31,7 @@ from torch import nn
 
 import smask
 from accuracy_curve import RIVAL
+from readme import write_table
 from smask import architectures, named_nets
 from smask.measurement import facts
 from smask.readers.reading import Reading
@@ -39,7 +40,6 @@ from smask.search.tasks import Language, context_of
 from smask.search.text import load_text
 
 OUT = Path(__file__).parents[1] / "docs/language.json"
-README = Path(__file__).parents[1] / "README.md"
 WARM_UP = 100
 BITS = (8.0, 4.0, 3.0, 2.0)
 QPS = (-28, -24, -20, -16, -12)
@@ -95,19 +95,14 @@ def row(name: str, model: nn.Module, n_bytes: int, task: Language, seconds: floa
     return found
 
 
-def write_table(report: dict[str, Any]) -> int:
-    """Puts the rows into the README, smallest file first."""
+def table(report: dict[str, Any]) -> list[str]:
+    """Lines for the README, smallest file first."""
     lines = ["| | bytes | bits per byte | nats a token |", "|---|---|---|---|"]
     for one in sorted(report["rows"], key=lambda one: one["n_bytes"]):
         lines.append(
             f"| {one['name']} | {one['n_bytes']:,} | {one['bits_per_byte']:.3f} | {one['nats_per_token']:.3f} |"
         )
-    text = README.read_text(encoding="utf-8")
-    start, end = "<!-- language -->\n", "<!-- /language -->"
-    before, _, rest = text.partition(start)
-    text = before + start + "".join(f"{line}\n" for line in lines) + end + rest.partition(end)[2]
-    README.write_text(text, encoding="utf-8")
-    return 0
+    return lines
 
 
 def main() -> int:
@@ -126,7 +121,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if arguments.tables:
-        return write_table(json.loads(arguments.out.read_text()))
+        write_table("language", table(json.loads(arguments.out.read_text())))
+        return 0
     if not arguments.data:
         parser.error("--data is needed to measure")
     text = load_text(arguments.data, Reading(tokens=arguments.tokens))

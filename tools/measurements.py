@@ -18,10 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from readme import write_table
+from searches import encode
 from smask.measurement import facts
 
 OUT = Path(__file__).parents[1] / "docs/measurements.json"
-README = Path(__file__).parents[1] / "README.md"
 TOOLS = Path(__file__).parent
 RIVALS = ("zstd19_packed_of_entropy", "best_of_zlib_bz2_lzma_of_entropy")
 MNIST, FASHION = "DATA/mnist", "DATA/fashion_mnist"
@@ -52,8 +53,7 @@ FIGURES = {
 
 def search(name: str, options: list[str], data: str, folder: str) -> dict[str, Any]:
     output = f"{folder}/{name.replace(' ', '_')}.smask"
-    command = ["smask", "encode", *options, "--json", "-q", "-o", output]
-    printed = json.loads(run([part.replace("DATA", data) for part in ["-m", *command]]))
+    printed = encode([part.replace("DATA", data) for part in options], output)
     shown = " ".join(["smask", "encode", *options]).replace("DATA/", "")
     return {"command": shown} | {key: value for key, value in printed.items() if key not in ("file", "data")}
 
@@ -64,12 +64,8 @@ def run(command: list[str]) -> str:
 
 def write_tables(report: dict[str, Any]) -> int:
     """Puts the tables between their marks in the README."""
-    text = README.read_text(encoding="utf-8")
-    for mark, lines in (("searches", search_rows(report)), ("figures", figure_rows(report))):
-        start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-        before, _, rest = text.partition(start)
-        text = before + start + "".join(f"{line}\n" for line in lines) + end + rest.partition(end)[2]
-    README.write_text(text, encoding="utf-8")
+    write_table("searches", search_rows(report))
+    write_table("figures", figure_rows(report))
     return 0
 
 

@@ -13,26 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from readme import write_table
+from searches import encode
 from smask.measurement import facts
 from smask.search.methods import METHODS
 
 OUT = Path(__file__).parents[1] / "docs/methods.json"
-README = Path(__file__).parents[1] / "README.md"
 SIZES = ("4kB", "8kB")
 
 
 def search(method: str, size: str, seed: int, epochs: int, data: str) -> dict[str, Any]:
     options = ["--method", method, "--target-size", size, "--epochs", str(epochs), "--seed", str(seed)]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "smask", "encode", "--data", data, *options, "-q", "--json"]
-        done = subprocess.run([*command, "-o", f"{folder}/out.smask"], check=True, stdout=subprocess.PIPE, text=True)
-    printed = json.loads(done.stdout)
+    printed = encode(["--data", data, *options])
     keys = ("accuracy", "n_bytes", "n_kept", "n_weights", "epochs", "seed", "seconds_search")
     return {"command": " ".join(["smask encode --data mnist", *options])} | {key: printed[key] for key in keys}
 
@@ -54,15 +50,6 @@ def rows(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write_tables(report: dict[str, Any]) -> int:
-    text = README.read_text(encoding="utf-8")
-    start, end = "<!-- methods -->\n", "<!-- /methods -->"
-    before, _, rest = text.partition(start)
-    text = before + start + "".join(f"{line}\n" for line in rows(report)) + end + rest.partition(end)[2]
-    README.write_text(text, encoding="utf-8")
-    return 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", metavar="DIR")
@@ -72,7 +59,8 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     if arguments.tables:
-        return write_tables(json.loads(OUT.read_text()))
+        write_table("methods", rows(json.loads(OUT.read_text())))
+        return 0
     if not arguments.data:
         parser.error("--data is needed to measure")
     report = json.loads(OUT.read_text()) if OUT.exists() else {"methods": {}}
@@ -85,7 +73,8 @@ def main() -> int:
                 for size in SIZES
             }
             OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    return write_tables(report)
+    write_table("methods", rows(report))
+    return 0
 
 
 if __name__ == "__main__":

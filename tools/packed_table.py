@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from readme import write_table
+
 OUT = Path(__file__).parents[1] / "docs/bench.json"
-README = Path(__file__).parents[1] / "README.md"
 RUNS = (
     "smask bench --shape 4096x4096 --kernels integer,int8,tiled --rounds 5 --json",
     "smask bench --shape 8192x8192 --kernels integer,int8 --rounds 5 --json",
@@ -44,14 +45,6 @@ def rows(report: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write_table(report: list[dict[str, Any]]) -> None:
-    text = README.read_text(encoding="utf-8")
-    start, end = "<!-- packed -->\n", "<!-- /packed -->"
-    before, _, rest = text.partition(start)
-    text = before + start + "".join(f"{line}\n" for line in rows(report)) + end + rest.partition(end)[2]
-    README.write_text(text, encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
@@ -63,7 +56,7 @@ def main() -> int:
             )
             report.append({"command": command} | json.loads(done.stdout))
         OUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    write_table(json.loads(OUT.read_text(encoding="utf-8")))
+    write_table("packed", rows(json.loads(OUT.read_text(encoding="utf-8"))))
     return 0
 
 

@@ -3,7 +3,7 @@
     python tools/teacher_table.py --data ../shared/data/mnist       # trains a teacher, then searches
     python tools/teacher_table.py --tables                          # only the table of the README
 
-The teacher is `mnist-cnn`, trained here for some epochs by Adam on images moved by up to a pixel, as in the searches
+The teacher is `mnist-cnn`, trained here for some epochs by Adam on images moved by up to a pixel, as in the searches.
 Every row is `smask encode` with all other options alike.
 """
 
@@ -13,22 +13,21 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from readme import write_table
+from searches import encode
 from smask import architectures, named_nets
 from smask.measurement import facts
 from smask.search.accuracy import score
 from smask.search.data import Batches, load_dataset
 
 OUT = Path(__file__).parents[1] / "docs/teacher.json"
-README = Path(__file__).parents[1] / "README.md"
 ARCH = "mnist-cnn"
 WEIGHTS = (None, 0.5, 1.0)
 
@@ -60,10 +59,7 @@ def search(weight: float | None, seed: int, arguments: argparse.Namespace, about
     for option in ("mean", "std"):
         taught += [f"--teacher-{option}", ",".join(map(str, about[option]))]
     taught = [] if weight is None else [*taught, "--teacher-weight", str(weight)]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "smask", "encode", "--data", arguments.data, *options, *taught, "-q", "--json"]
-        done = subprocess.run([*command, "-o", f"{folder}/out.smask"], check=True, stdout=subprocess.PIPE, text=True)
-    printed = json.loads(done.stdout)
+    printed = encode(["--data", arguments.data, *options, *taught])
     keys = ("accuracy", "loss", "n_bytes", "n_kept", "n_weights", "epochs", "seed", "seconds_search")
     said = " ".join(["smask encode --data mnist", *options, *taught]).replace(str(arguments.teacher), "teacher.pt")
     return {"command": said, "weight": weight} | {key: printed[key] for key in keys}
@@ -82,15 +78,6 @@ def rows(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write_tables(report: dict[str, Any]) -> int:
-    text = README.read_text(encoding="utf-8")
-    start, end = "<!-- teacher -->\n", "<!-- /teacher -->"
-    before, _, rest = text.partition(start)
-    text = before + start + "".join(f"{line}\n" for line in rows(report)) + end + rest.partition(end)[2]
-    README.write_text(text, encoding="utf-8")
-    return 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", metavar="DIR")
@@ -102,7 +89,8 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     if arguments.tables:
-        return write_tables(json.loads(OUT.read_text()))
+        write_table("teacher", rows(json.loads(OUT.read_text())))
+        return 0
     if not arguments.data:
         parser.error("--data is needed to measure")
     about_file = arguments.teacher.with_suffix(".json")
@@ -115,7 +103,8 @@ def main() -> int:
             report["runs"].append(search(weight, seed, arguments, about))
             print(json.dumps(report["runs"][-1]), file=sys.stderr)
             OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    return write_tables(report)
+    write_table("teacher", rows(report))
+    return 0
 
 
 if __name__ == "__main__":
