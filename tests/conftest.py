@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import smask
 from smask import architectures, named_nets
@@ -32,6 +33,22 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def digits_data() -> Dataset:
     return digits()
+
+
+def convolutional(dataset: Dataset, *, features: int, dropout: float) -> nn.Module:
+    """A net of the digits: batch norm has buffers, dropout draws random numbers in every step."""
+    mean, std = dataset.statistics()
+    torch.manual_seed(0)
+    return architectures.build(
+        {
+            "layers": [
+                {"op": "normalize", "mean": mean, "std": std},
+                {"op": "conv2d", "inputs": 1, "outputs": features, "kernel": 3},
+                {"op": "batch-norm-2d", "features": features}, "relu",
+                {"op": "dropout", "p": dropout}, "flatten", {"op": "linear", "inputs": 36 * features, "outputs": 10},
+            ]
+        }
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,7 @@ def bomb(width: int, height: int) -> bytes:
     [
         (b"", "not an image"), (b"GIF89a", "not an image"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image"),
         (bomb(30_000, 30_000), "too many pixels"), (bomb(10_000, 9_000), "too many pixels"),
-        (bomb(9_000, 8_000), "72000000"), (bomb(60, 40), "unreadable image"),
+        (bomb(9_000, 8_000), "9000 x 8000 pixels, at most"), (bomb(60, 40), "unreadable image"),
     ],
 )  # fmt: skip
 def test_images_that_are_none(folder: Path, content: bytes, word: str) -> None:
@@ -129,7 +129,7 @@ def test_images_that_are_none(folder: Path, content: bytes, word: str) -> None:
         with pytest.raises(DataError) as caught:
             load_dataset(str(folder), reading)
         assert caught.value.source == str(folder / "cat/0.png")
-        assert word in caught.value.reason.replace(",", "").replace("9000 x 8000 pixels at most", "72000000")
+        assert word in caught.value.reason
 
 
 def test_a_damaged_image_is_an_error_of_ours(folder: Path) -> None:

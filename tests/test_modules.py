@@ -107,6 +107,8 @@ def test_compiled_whole(layer: modules.PackedLayer) -> None:
             assert torch.equal(whole(inputs(layer)), model(inputs(layer)))
 
 
+# Torch's compiler warns of parts of torch when it is first imported.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_compiled_whole_by_inductor() -> None:
     model = nn.Sequential(linear(), nn.ReLU(), nn.Linear(20, 3))
     whole = torch.compile(model, fullgraph=True)

@@ -58,7 +58,7 @@ def test_gpt_with_a_tied_head() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt:4x128", "gpt:4x130x4", "gpt:0x128x4", "gpt:4x128x4x9-tide", "gpt:2000x8x1", "gpt:1x1x1x1x1"]
+    "name", ["gpt:4x128", "gpt:4x130x4", "gpt:0x128x4", "gpt:4x128x4x9-tide", "gpt:1001x8x1", "gpt:1x1x1x1x1"]
 )
 def test_unusable_sizes_of_a_gpt(name: str) -> None:
     with pytest.raises(ArgumentError) as caught:

@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import smask
+from conftest import convolutional
 from smask import architectures, named_nets
 from smask.cli.main import main
 from smask.errors import ArgumentError, RankError, SmaskError
@@ -25,9 +26,8 @@ from smask.recipe import recipe_of
 from smask.search.accuracy import score
 from smask.search.data import Batches, Dataset, digits
 from smask.search.progress import Progress
-from smask.search.ranks import N_ALONE, Ranks, mixed
+from smask.search.ranks import N_ALONE, Ranks, mixed, running_statistics
 from smask.search.snapshots import Snapshot
-from smask.search.steps import running_statistics
 
 CPU = torch.device("cpu")
 CLI = ["encode", "--arch", "mlp:64-24-10", "--epochs", "3", "--target-size", "600", "--seed", "3"]
@@ -38,20 +38,12 @@ def data() -> Dataset:
 
 
 def net(kind: str) -> nn.Module:
+    if kind == "cnn":
+        return convolutional(data(), features=7, dropout=0.1)
     mean, std = data().statistics()
     torch.manual_seed(0)
-    if kind == "mlp":
-        # 33 rows do not halve.
-        return architectures.build(named_nets.architecture("mlp:64-33-10", input_shape=(1, 8, 8), mean=mean, std=std))
-    return architectures.build(
-        {
-            "layers": [
-                {"op": "normalize", "mean": mean, "std": std},
-                {"op": "conv2d", "inputs": 1, "outputs": 7, "kernel": 3}, {"op": "batch-norm-2d", "features": 7}, "relu",
-                {"op": "dropout", "p": 0.1}, "flatten", {"op": "linear", "inputs": 252, "outputs": 10},
-            ]
-        }
-    )  # fmt: skip
+    # 33 rows do not halve.
+    return architectures.build(named_nets.architecture("mlp:64-33-10", input_shape=(1, 8, 8), mean=mean, std=std))
 
 
 def search(kind: str, **options: Any) -> nn.Module:

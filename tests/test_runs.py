@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import smask
-from smask import Checkpoints, architectures
+from conftest import convolutional
+from smask import Checkpoints
 from smask.cli.main import main
 from smask.errors import ArgumentError, CheckpointError, DivergedError, ResumeError
 from smask.recipe import recipe_of
@@ -50,18 +51,7 @@ class Stopping(Checkpoints):
 
 
 def net(dataset: Dataset) -> nn.Module:
-    """Batch norm has buffers, dropout draws random numbers in every step."""
-    mean, std = dataset.statistics()
-    torch.manual_seed(0)
-    return architectures.build(
-        {
-            "layers": [
-                {"op": "normalize", "mean": mean, "std": std},
-                {"op": "conv2d", "inputs": 1, "outputs": 4, "kernel": 3}, {"op": "batch-norm-2d", "features": 4}, "relu",
-                {"op": "dropout", "p": 0.2}, "flatten", {"op": "linear", "inputs": 144, "outputs": 10},
-            ]
-        }
-    )  # fmt: skip
+    return convolutional(dataset, features=4, dropout=0.2)
 
 
 def part_of(dataset: Dataset, n: int = 1200) -> Dataset:

@@ -46,8 +46,8 @@ def test_accumulated_batches_are_one_large_one(digits_data: Dataset, method: str
 
 
 def test_unequal_batches_weigh_as_much_as_they_hold() -> None:
-    x, y = torch.randn(12, 5), torch.randint(3, (12,))
     torch.manual_seed(0)
+    x, y = torch.randn(12, 5), torch.randint(3, (12,))
     model = nn.Linear(5, 3)
     whole = smask.find_masks(model, [(x, y)] * 3, density=0.5, epochs=2)
     parts = [(x[:3], y[:3]), (x[3:], y[3:])] * 3

@@ -117,7 +117,19 @@ def test_bad_options(here: Path, searched: list[list[str]], capsys, command: str
     assert not list(here.iterdir())
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"options": [], "points": 3}', '{"options": [], "points": [3]}'])
+POINT = {"method": "auto", "density": "0.1", "seed": "0", "accuracy": 0.5, "n_bytes": 7}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"options": [], "points": 3}', '{"options": [], "points": [3]}', '{"options": [], "points": [{}]}',
+        *(
+            json.dumps({"options": [], "points": [POINT, POINT | change]})
+            for change in ({"seed": 0}, {"accuracy": "high"}, {"n_bytes": None}, {"target-size": "4kB"})
+        ),
+    ],
+)  # fmt: skip
 def test_a_file_that_is_no_report(here: Path, searched: list[list[str]], capsys, text: str) -> None:
     (here / "sweep.json").write_text(text)
     assert main(["sweep", "--sizes", "400"]) == 3

@@ -37,8 +37,9 @@ from torch import Tensor
 
 from . import compiler
 from .errors import ArgumentError, UnsupportedError
-from .fixedpoint import N_DIGITS, FixedPoint, fixed_point, recurs
+from .fixedpoint import N_DIGITS, FixedPoint, fixed_point
 from .packing import PackedMatrix, dense_rows
+from .sums import finish
 from .tiles import bit_order, level_tiles, natural_order, tiles
 
 # Products with single vectors that are faster than one matrix product, measured on 2 AVX-512 cores.
@@ -181,7 +182,7 @@ def _multiply(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | None, y: T
         columns = digits.t()
         for start, end, levels in tiles(packed, compile=compile):
             parts = torch._int_mm(levels, columns).view(end - start, len(fixed.digits), -1).unbind(1)
-            _finish(y[:, start:end], fixed.unit, parts, packed, bias, slice(start, end), compile=compile)
+            finish(y[:, start:end], fixed.unit, parts, packed, bias, slice(start, end), compile=compile)
         return
     factors = [row.t() for row in torch.split(digits, 1)] if n <= N_VECTORS else [digits.t()]
     sums: Sequence[Tensor] = [
@@ -193,62 +194,7 @@ def _multiply(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | None, y: T
             torch._int_mm(levels, factor, out=out[start:end])
     if len(sums) != len(fixed.digits):
         sums = torch.cat(list(sums), 1).view(packed.n_rows, len(fixed.digits), -1).unbind(1)
-    _finish(y, fixed.unit, sums, packed, bias, slice(0, packed.n_rows), compile=compile)
-
-
-def _finish(
-    y: Tensor,
-    unit: Tensor,
-    sums: Sequence[Tensor],
-    packed: PackedMatrix,
-    bias: Tensor | None,
-    rows: slice,
-    *,
-    compile: bool,
-) -> None:
-    """Digits of sums joined, units, scales and bias applied, for some rows of the weights and columns of y."""
-    scale = packed.scale if len(packed.scale) == 1 else packed.scale[rows]
-    arguments = (y, unit, scale, *sums) if bias is None else (y, unit, scale, bias[rows], *sums)
-    # The sum of two digits is below 2**31 where its magnitude can be: 2**15 * 2**P * K.
-    narrow = packed.n_columns << 15 + packed.n_magnitude_bits < 1 << 31
-    work = _JOINS[narrow, bias is not None]
-    (compiler.compiled(work, *arguments) if compile and recurs(len(y)) else work)(*arguments)
-
-
-def _join(y: Tensor, unit: Tensor, scale: Tensor, *sums: Tensor) -> None:
-    """y [B, R] from sums over levels, int32 [R, B] a digit; the upper two digits are joined as integers."""
-    y.copy_(_total(unit, scale, sums, narrow=True).t())
-
-
-def _join_biased(y: Tensor, unit: Tensor, scale: Tensor, bias: Tensor, *sums: Tensor) -> None:
-    y.copy_((_total(unit, scale, sums, narrow=True) + bias[:, None]).t())
-
-
-def _join_wide(y: Tensor, unit: Tensor, scale: Tensor, *sums: Tensor) -> None:
-    """As :func:`_join`, in float32 throughout."""
-    y.copy_(_total(unit, scale, sums, narrow=False).t())
-
-
-def _join_wide_biased(y: Tensor, unit: Tensor, scale: Tensor, bias: Tensor, *sums: Tensor) -> None:
-    y.copy_((_total(unit, scale, sums, narrow=False) + bias[:, None]).t())
-
-
-_JOINS: dict[tuple[bool, bool], Callable[..., None]] = {
-    (True, False): _join,
-    (True, True): _join_biased,
-    (False, False): _join_wide,
-    (False, True): _join_wide_biased,
-}
-
-
-def _total(unit: Tensor, scale: Tensor, sums: Sequence[Tensor], *, narrow: bool) -> Tensor:
-    total, rest = sums[-1], list(sums[-2::-1])
-    if narrow and rest:
-        total = torch.add(rest.pop(0), total, alpha=256)
-    total = total.to(torch.float32)
-    for part in rest:
-        total = total * 256 + part
-    return total * unit * scale[:, None]
+    finish(y, fixed.unit, sums, packed, bias, slice(0, packed.n_rows), compile=compile)
 
 
 def finished(product: Tensor, packed: PackedMatrix, bias: Tensor | None, rows: slice, *, dim: int = -1) -> Tensor:

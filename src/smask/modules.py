@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,6 @@ class PackedLayer(nn.Module):
     def weight(self) -> Tensor:
         """The dense weights, on the device of the bits, bit for bit those of the file."""
         return dense_rows(self.matrix()).to(self.dtype).view(self.shape)
-
-    def materialize(self) -> nn.Module:
-        """The dense layer with these weights."""
-        raise NotImplementedError
 
     def _dense(self, layer: nn.Module, bias: Tensor | None = None) -> nn.Module:
         layer.weight = nn.Parameter(self.weight())
@@ -224,6 +220,7 @@ class PackedEmbedding(PackedLayer):
         return self._dense(layer)  # type: ignore[return-value]
 
 
+Packed: TypeAlias = PackedLinear | PackedConv2d | PackedEmbedding
 LAYERS: Mapping[type[nn.Module], Any] = {layer.kind: layer for layer in (PackedLinear, PackedConv2d, PackedEmbedding)}
 
 
@@ -257,7 +254,7 @@ def materialize(model: nn.Module) -> nn.Module:
     Returns:
         The model, or its dense replacement where the model itself is a packed layer.
     """
-    packed = {path: module for path, module in model.named_modules() if isinstance(module, PackedLayer)}
+    packed = {path: module for path, module in model.named_modules() if isinstance(module, Packed)}
     coded = {f"{path}.weight".lstrip("."): module.coded() for path, module in packed.items()}
     for path, module in packed.items():
         if not path:

@@ -124,6 +124,8 @@ def _mlp_of_widths(
 
 
 CONTEXT = 128
+# Of eight layers each, so that what :mod:`smask.architectures` builds at most is not exceeded.
+MAX_BLOCKS = 1_000
 
 
 def _gpt(text: str, input_shape: Sequence[int] | None, n_tokens: int) -> dict[str, Any]:
@@ -135,8 +137,8 @@ def _gpt(text: str, input_shape: Sequence[int] | None, n_tokens: int) -> dict[st
     n_layers, width, heads, context = (*map(int, sizes), CONTEXT)[:4]
     if width % heads:
         raise ArgumentError("arch", f"gpt:{text}", f"a width that {heads} heads can share evenly")
-    if 2 + 7 * n_layers > 9_000:
-        raise ArgumentError("arch", f"gpt:{text}", "at most 1,000 layers")
+    if n_layers > MAX_BLOCKS:
+        raise ArgumentError("arch", f"gpt:{text}", f"at most {MAX_BLOCKS:,} layers")
     if input_shape is not None and (len(input_shape) != 1 or input_shape[0] > context):
         raise ArchitectureError((f"gpt:{text} takes up to {context} tokens, the data is {list(input_shape)}",))
     norm: Layer = {"op": "layer-norm", "features": width}

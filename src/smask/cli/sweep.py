@@ -126,15 +126,24 @@ def _begun(path: Path, options: Sequence[str]) -> dict[str, Any]:
         return fresh
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        there, points = report["options"], report["points"]
-        assert isinstance(points, list)
-        assert all(isinstance(point, dict) for point in points)
-    except (ValueError, KeyError, TypeError, AssertionError):
+        there, points = list(report["options"]), [_point(point) for point in report["points"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(str(path), "it is not the report of a sweep; name another with -o") from None
     if there != list(options):
         said = shlex.join(map(str, there)) or "none"
         raise DataError(str(path), f"its points are of other options ({said}); name another report with -o")
     return fresh | {"points": points}
+
+
+def _point(point: dict[str, Any]) -> dict[str, Any]:
+    """A point of a report, if it is one; raises ValueError, KeyError or TypeError if not."""
+    settings = [point[name] for name in NAMES if name in point]
+    measured = [point["accuracy"], point["n_bytes"]] if "accuracy" in point else []
+    if len(settings) != len(NAMES) - 1 or "method" not in point or "seed" not in point:
+        raise ValueError(point)
+    if not all(isinstance(value, str) for value in settings) or not all(type(v) in (int, float) for v in measured):
+        raise TypeError(point)
+    return point
 
 
 def _search(setting: dict[str, str], arguments: argparse.Namespace, out: Path) -> dict[str, Any]:

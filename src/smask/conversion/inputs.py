@@ -54,5 +54,5 @@ class Inputs:
         return iter(torch.split(self._inputs, N_ALL))
 
     def some(self, n: int) -> Iterator[Tensor]:
-        """So many inputs, or all where there are fewer, evenly from everywhere."""
+        """At most so many inputs, every k-th from the first on, for the largest whole k that gives as many."""
         return iter(torch.split(self._inputs[:: max(1, len(self) // n)][:n], N_ALL))

@@ -149,9 +149,8 @@ def find_masks(
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     passes = Precision(precision, here)
-    if (
-        shard and precision == "fp16"
-    ):  # overflow is seen by the rank that has the row, and all have to leave out the step
+    # Overflow is seen by the rank that has the row, and all would have to leave out the step.
+    if shard and precision == "fp16":
         raise ArgumentError("precision", precision, "fp32 or bf16 where scores are spread over ranks")
     if not shard:
         model.to(here)

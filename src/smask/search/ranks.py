@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ArgumentError, RankError, SmaskError
 from ..integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
@@ -183,6 +184,13 @@ class Ranks:
             happened = re.sub(r"^\[[^\]]*\]\s*", "", str(error).splitlines()[0]).partition(". ")[0]
             reason = f"another rank has ended or did not answer in time ({happened[:120]})"
             raise RankError(self.rank, self.size, reason) from None
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """What the norms of a model remember of their inputs, in training."""
+    norms: Iterable[nn.Module] = (m for m in model.modules() if isinstance(m, _NormBase) and m.training)
+    found = [tensor for m in norms for tensor in (m.running_mean, m.running_var)]
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
 def n_rows(batch: Any) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from .. import integrity
 from .densities import cubic
 from .methods import Method
 from .objective import Objective, called
 from .precision import Precision
-from .ranks import Ranks
+from .ranks import Ranks, running_statistics
 from .schedule import Schedule
 from .scores import MaskedWeight, Rows
 from .weights import Maskable
@@ -297,10 +296,3 @@ class Search:
             if {*parts} != {"step", "exp_avg", "exp_avg_sq"} or parts["exp_avg"].shape != parameters[place].shape:
                 raise ValueError(f"moments of parameter {place}")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-
-
-def running_statistics(model: nn.Module) -> list[Tensor]:
-    """What the norms of a model remember of their inputs."""
-    norms: Iterable[nn.Module] = (m for m in model.modules() if isinstance(m, _NormBase) and m.training)
-    found = [tensor for m in norms for tensor in (m.running_mean, m.running_var)]
-    return [tensor for tensor in found if isinstance(tensor, Tensor)]
