@@ -47,7 +47,7 @@ def base_file() -> bytes:
 def over_file() -> bytes:
     """Each form that a tensor over the base can have, and one that is over nothing."""
     base, random = base_tensors(), torch.Generator().manual_seed(7)
-    draft = Draft(io.BytesIO())
+    draft = Draft(io.BytesIO(), n_weights=0)
 
     def coded(name: str, of: str, n_planes: int, **fields: Any) -> None:
         origin = base[of or name]
@@ -139,7 +139,7 @@ def over_unfit(base: str) -> bytes:
         (1, 2), 0, (torch.tensor([1], dtype=torch.uint8),), torch.ones(1), base="file", dtype=origin.dtype, of=base
     )
     record, parameters = coded_record("t", coded)
-    draft = Draft(io.BytesIO())
+    draft = Draft(io.BytesIO(), n_weights=0)
     draft.append(origin, record, parameters=parameters, sections=[(0, "significance", plane_bits(coded))])
     out = io.BytesIO()
     draft.write(out, arch=EXTERNAL, seed=SEED, meta={}, base_digest=smask.open_base(base_tensors()).digest)
@@ -149,7 +149,7 @@ def over_unfit(base: str) -> bytes:
 def progressive_vectors(files: dict[str, bytes]) -> list[dict[str, Any]]:
     """Prefixes that end with each blob, and a byte before: sha256 over the coarser tensors, and what is there of each."""
     out = []
-    for name in ("planes", "values", "over", "mlp"):
+    for name in ("planes", "values", "over", "mlp", "trained"):
         data = files[name]
         opened = manifest.open_file(data, limits=smask.Limits())
         place, ends = opened.n_head_bytes, []

@@ -51,7 +51,7 @@ def bases_vectors() -> list[dict[str, Any]]:
     return [
         {"base": base, "seed": seed, "stream": stream, "start": start,
          "float32_le": hexed(bases.base_reference(base, seed, stream=stream, start=start, n_weights=n))}
-        for base in records.SEEDED_BASES
+        for base in (*records.SEEDED_BASES, "one")
         for seed, stream, start, n in ((0, 0, 0, 40), (2**63 + 5, 7, 33, 37))
     ]  # fmt: skip
 
@@ -95,6 +95,8 @@ def bitcoding_vectors() -> dict[str, Any]:
         # A skippable frame declares no content; a frame without checksum is not one of ours.
         ("zstd", 16, bytes.fromhex("502a4d1802000000") + b"ab", "Z-01"),
         ("zstd", 8, bytes.fromhex("28b52ffd200109000041"), "Z-01"),
+        # A section that is no plane of a tensor has no contexts.
+        ("range", 8, bytes.fromhex("0000000000"), "E-05"),
     ]  # fmt: skip
     return {
         "accept": accept,
@@ -126,6 +128,7 @@ def coded_cases() -> Iterator[tuple[int, CodedTensor]]:
         (9, "signed", (6, 9), 5, True, "channel", 0.5, torch.float64),
         (1, "signed", (2, 4), 1, False, "negative", None, torch.float32),
         (1, "normal", (5, 0), 1, True, "tensor", None, torch.float32),
+        (0, "one", (5, 3), 2, True, "channel", 0.25, torch.float32),
     ):
         n = int(np.prod(shape))
         magnitudes = random.geometric(0.3, n) - 1 & (1 << n_planes) - 1
@@ -134,7 +137,7 @@ def coded_cases() -> Iterator[tuple[int, CodedTensor]]:
             seed,
             CodedTensor(
                 shape=shape,
-                stream=int(random.integers(0, 2**32)),
+                stream=int(random.integers(0, 2**32)) if base != "one" else 0,
                 planes=tuple(torch.from_numpy(packed(magnitudes >> p & 1)) for p in reversed(range(n_planes))),
                 scale=scale * torch.tensor([-1.0, 0.0]) if axis == "negative" else scale,
                 base=base,

@@ -24,7 +24,7 @@ def values_file() -> bytes:
     sparse = torch.zeros(3, 5)
     sparse[0, 1], sparse[1, 2], sparse[1, 4], sparse[2, 0], sparse[2, 4] = 0.1, -0.0, float("inf"), 2.0**-140, -3.25
     sparse[2, 2] = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)  # a NaN with a payload
-    draft = Draft(io.BytesIO())
+    draft = Draft(io.BytesIO(), n_weights=0)
 
     def values(name: str, tensor: torch.Tensor) -> None:
         record, sections = values_record(name, tensor)

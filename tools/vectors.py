@@ -21,6 +21,7 @@ import smask
 from smask import architectures, integrity, named_nets, reconstruction
 from smask.coded import CodedTensor
 from smask.recipe import Recipe
+from vector_contexts import contexts_vectors, rangecoding_vectors, trained_tensors, trellis_vectors
 from vector_faults import LOADER_ONLY, rejected, rewritten
 from vector_over import base_file, over_file, progressive_vectors
 from vector_sections import (
@@ -113,6 +114,7 @@ def accepted() -> dict[str, bytes]:
         ),
         "halves": model_file({"w": small_halves()}, {}, seed=2),
         "language": language_file(),
+        "trained": model_file(trained_tensors(), {}, seed=0),
         "values": values_file(),
         "base": base_file(),
         "over": over_file(),
@@ -148,7 +150,8 @@ def all_files() -> dict[str, bytes]:
         **{
             f"{name}.json": json.dumps(vectors, indent=1) + "\n"
             for name, vectors in (
-                ("bases", bases_vectors()), ("planes", planes_vectors()), ("bitcoding", bitcoding_vectors()),
+                ("bases", bases_vectors()), ("planes", planes_vectors()), ("trellis", trellis_vectors()),
+                ("bitcoding", bitcoding_vectors()), ("rangecoding", rangecoding_vectors()), ("contexts", contexts_vectors()),
                 ("floats", floats_vectors()), ("reconstruction", reconstruction_vectors()),
             )
         },

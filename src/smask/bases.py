@@ -8,6 +8,7 @@ signed  1: word i >> 5,         bit 0 is +1, bit 1 is -1
 uniform 24: word i, high bits k (2k + 1 - 2**24) / 2**24: symmetric, never zero, inside (-1, 1)
 normal  16: word i >> 1,        table[low 15 bits], negated when bit 15 is set; the table holds
         low half first          the normal quantiles at (65536 + 2k + 1) / 131072 as float32
+one     none                    1: flips are then the signs
 ======= ======================= ==================================================================
 """
 
@@ -24,6 +25,8 @@ from . import philox
 from .errors import IntegrityError, UnsupportedError
 
 N_WEIGHTS_PER_WORD = {"signed": 32, "uniform": 1, "normal": 2}
+# Their weights are +1 or -1, so that bits say all of them.
+SIGNS = ("signed", "one")
 NORMAL_SHA256 = "6621a18f629e82396c088501c1095eae46f6d8033b42db7b4158e0f4cf34a0ce"
 
 
@@ -31,6 +34,8 @@ def base_reference(
     kind: str, seed: int, *, stream: int, start: int, n_weights: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Plain and slow :func:`base_weights`: one Python integer a weight."""
+    if kind == "one":
+        return torch.tensor([1.0] * n_weights, dtype=torch.float32, device=device)
     per_word = N_WEIGHTS_PER_WORD[kind]
     values = []
     for index in range(start, start + n_weights):
@@ -46,18 +51,23 @@ def base_reference(
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def sign_bytes(seed: int, *, stream: int, start_byte: int, n_bytes: int, device: torch.device | str = "cpu") -> Tensor:
-    """Packed sign bits of the ``signed`` base.
+def sign_bytes(
+    seed: int, *, stream: int, start_byte: int, n_bytes: int, device: torch.device | str = "cpu", kind: str = "signed"
+) -> Tensor:
+    """Packed sign bits of a base of :data:`SIGNS`.
 
     Args:
-        seed, stream: As in :func:`smask.philox.words`.
+        seed, stream: As in :func:`smask.philox.words`; the base ``one`` needs neither.
         start_byte: First byte; it holds the bits of weights ``8 * start_byte`` and following.
         n_bytes: Number of bytes.
         device: Where they are wanted.
+        kind: The base.
 
     Returns:
         uint8 [n_bytes]; a set bit means -1.
     """
+    if kind == "one":
+        return torch.zeros(n_bytes, dtype=torch.uint8, device=device)
     first = start_byte >> 2
     n_words = ((start_byte + n_bytes + 3) >> 2) - first
     packed = philox.words(seed, stream, start=first, n_words=n_words, device=device).view(torch.uint8)
@@ -70,7 +80,7 @@ def base_weights(
     """Base weights ``start`` to ``start + n_weights`` of a tensor in row-major order.
 
     Args:
-        kind: ``signed``, ``uniform`` or ``normal``.
+        kind: ``signed``, ``uniform``, ``normal`` or ``one``.
         seed: Seed of the file.
         stream: Stream of the tensor.
         start: Flat index of the first weight.
@@ -84,8 +94,10 @@ def base_weights(
         UnsupportedError: An unknown kind.
         IntegrityError: The installed quantile table is not the one of the specification.
     """
+    if kind == "one":
+        return torch.ones(n_weights, device=device)
     if kind not in N_WEIGHTS_PER_WORD:
-        raise UnsupportedError("base", kind, tuple(N_WEIGHTS_PER_WORD))
+        raise UnsupportedError("base", kind, (*N_WEIGHTS_PER_WORD, "one"))
     per_word = N_WEIGHTS_PER_WORD[kind]
     first = start // per_word
     n_words = -(-(start + n_weights) // per_word) - first

@@ -1,4 +1,4 @@
-"""Bits to bytes and back: ``raw``, ``zstd`` and ``gap-zstd``; the smallest wins. No torch.
+"""Bits to bytes and back: ``raw``, ``zstd``, ``gap-zstd`` and ``range``; the smallest wins. No torch.
 
 Bit i of a section lies in byte ``i >> 3`` at position ``i & 7``; tail bits are zero.
 
@@ -9,12 +9,14 @@ raw        the packed bits
 zstd       one zstd frame of the packed bits
 gap-zstd   one zstd frame of gap bytes: a byte below 255 is that many zeros and a one, the byte 255
            is 255 zeros; zeros after the last one are not written
+range      bits coded at what the planes above say of them, see :mod:`smask.contexts`
 ========== =======================================================================================
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +25,7 @@ import numpy.typing as npt
 from bitarray import bitarray
 
 from . import frames
+from .contexts import Context
 from .errors import FormatError, UnsupportedError
 from .records import CODINGS
 
@@ -43,6 +46,8 @@ N_SMALL_BYTEWISE = 1 << 12
 N_SMALL_QUICK = 1 << 13
 # A larger byte plane is tried at the slow level if matches, which the level 3 looks for, take off this part of it.
 WORTHWHILE_MATCHES = 0.02
+# A blob of the coding ``range`` may hold no more bits a byte: what a file can ask a reader to do goes by its size.
+MOST_BITS_A_BYTE = 1 << 10
 # Bits of one working buffer: booleans of this many bits stay in the second-level cache.
 N_CHUNK_BITS = 1 << 19
 
@@ -165,7 +170,9 @@ def bits_from_gaps_fast(gaps: bytes, n_bits: int, *, where: str) -> Bits:
     return Bits(packed, n_bits)
 
 
-def encode(bits: Bits, *, bytewise: bool = False, thorough: bool = True) -> tuple[str, bytes]:
+def encode(
+    bits: Bits, *, bytewise: bool = False, thorough: bool = True, context: Callable[[], Context] | None = None
+) -> tuple[str, bytes]:
     """Codes a section in the smallest of the codings.
 
     Ties go to the earlier coding of :data:`smask.records.CODINGS`. The choice depends on the bits alone.
@@ -175,6 +182,7 @@ def encode(bits: Bits, *, bytewise: bool = False, thorough: bool = True) -> tupl
         bytewise: Whether the section is a byte plane; its bits then say little of what its bytes compress to.
         thorough: Whether sections above :data:`N_SMALL_QUICK` bytes are tried at slow levels too, and small ones in
             every coding, whatever their density says.
+        context: Makes what is known where the section begins, for the coding ``range``; None to do without it.
 
     Returns:
         Coding id and blob.
@@ -194,6 +202,11 @@ def encode(bits: Bits, *, bytewise: bool = False, thorough: bool = True) -> tupl
         # Rare ones need many escapes, whose runs only the slow levels code well; there are few bytes then.
         slow = len(gaps) <= (N_SMALL if thorough else N_SMALL_QUICK) or density < SPARSEST_FAST
         candidates += [("gap-zstd", frames.compress(gaps, level=level)) for level in ((None, 19) if slow else (None,))]
+    if context is not None and bits.n_bits:
+        booleans = np.unpackbits(bits.packed, count=bits.n_bits, bitorder="little").view(bool)
+        blob = context().encode(booleans)
+        if bits.n_bits <= MOST_BITS_A_BYTE * len(blob):
+            candidates.append(("range", blob))
     return min(candidates, key=lambda candidate: len(candidate[1]))
 
 
@@ -205,7 +218,9 @@ def _encode_large_byte_plane(raw: bytes) -> tuple[str, bytes]:
     return ("zstd", smallest) if len(smallest) < len(raw) else ("raw", raw)
 
 
-def decode(blob: bytes | memoryview, coding: str, *, n_bits: int, where: str) -> Bits:
+def decode(
+    blob: bytes | memoryview, coding: str, *, n_bits: int, where: str, context: Callable[[], Context] | None = None
+) -> Bits:
     """Inverse of :func:`encode`.
 
     Args:
@@ -213,6 +228,7 @@ def decode(blob: bytes | memoryview, coding: str, *, n_bits: int, where: str) ->
         coding: Its id.
         n_bits: Bits that the section must have; already checked against the limits.
         where: Name used in errors.
+        context: Makes what is known where the section begins; None where it has no coding ``range``.
 
     Raises:
         FormatError: Damage, a wrong number of bits, ones beyond the end, tail bits that are not zero.
@@ -230,6 +246,16 @@ def decode(blob: bytes | memoryview, coding: str, *, n_bits: int, where: str) ->
 
     if coding == "gap-zstd":
         return bits_from_gaps_fast(frames.expand(blob, where=where, check=no_more_gaps_than_bits), n_bits, where=where)
+    if coding == "range":
+        if context is None:
+            want = "planes of at most 2**22 weights"
+            raise FormatError("E-05", where, "coding range for bytes, or for too many weights", want)
+        if n_bits > MOST_BITS_A_BYTE * len(blob):
+            raise FormatError(
+                "E-06", where, f"{n_bits} bits in {len(blob)} bytes", f"{MOST_BITS_A_BYTE} a byte at most"
+            )
+        found = context().decode(blob, where=where)
+        return Bits(np.packbits(found, bitorder="little"), n_bits)
     if coding == "zstd":
         raw = frames.expand(blob, where=where, check=exactly)
     elif coding == "raw":

@@ -45,7 +45,8 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     missing = sorted(set(recipe.coded) - set(state))
     if missing:
         raise ArgumentError("state", f"no tensor {missing[0]!r}", "every tensor of the recipe")
-    draft, written = Draft(io.BytesIO()), dict[str, Tensor]()
+    n_weights = sum(tensor.numel() for tensor in state.values())
+    draft, written = Draft(io.BytesIO(), n_weights=n_weights), dict[str, Tensor]()
     for name, tensor in state.items():
         coded = recipe.coded.get(name)
         if coded is None:

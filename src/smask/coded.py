@@ -27,6 +27,7 @@ class CodedTensor:
         of: Name of the tensor of another checkpoint that this one is over, empty for its own name; None for none.
         origin: That tensor, floating [``shape``], finite in binary32. Weights are added to it, or, with the base
             ``file``, it is masked.
+        trellis: Whether the magnitudes are those of a trellis, whose indices take a plane less in a file.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +40,7 @@ class CodedTensor:
     dtype: torch.dtype = torch.float32
     of: str | None = None
     origin: Tensor | None = None
+    trellis: bool = False
 
     @property
     def n_weights(self) -> int:

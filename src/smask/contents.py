@@ -60,14 +60,14 @@ def contents_of(opened: Opened, base: Base | None = None) -> Contents:
         byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
     values = iter(floats.values_from_planes(byte_planes, shapes))
     assemblies = {
-        index: planes.Assembly(record.n_weights, n_planes=record.planes, flip=record.flip)
+        index: planes.Assembly(record.shape, n_planes=record.planes, flip=record.flip)
         for index, record in enumerate(records)
         if record.planes
     }
     for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=False):
-        n_bits = assemblies[index].counts.n_bits(kind)
-        where = f"{kind} of plane {plane} of {records[index].name!r}"
-        assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
+        assembly, where = assemblies[index], f"{kind} of plane {plane} of {records[index].name!r}"
+        n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
+        assembly.add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where, context=context))
     plain, coded, same = dict[str, Tensor](), dict[str, CodedTensor](), dict[str, str]()
     for index, record in enumerate(records):
         stored = [(next(values), dtype) for _, dtype in record.parameters()]

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec.structs import replace
 from torch import Tensor
 
-from . import bitcoding, container, floats, integrity, manifest, overlays, planes
+from . import bitcoding, container, floats, integrity, manifest, overlays, planes, trellis
 from .bitcoding import Bits
 from .coded import CodedTensor
 from .errors import ArgumentError
@@ -22,6 +22,9 @@ from .stored_tensors import coded_record, difference_record, difference_sections
 
 # From this many elements on a tensor has sections of its own: the others wait in memory for the planes that they share.
 N_OWN_SECTIONS = 1 << 10
+# Up to so many elements a model has sections in the coding ``range``: some 3 to 6 % smaller than the others, and a
+# second to decode at the most.
+MOST_RANGED = 1 << 22
 # The like for a mask of a tensor of the base, which has one or two sections and a scale.
 N_MASKED = 1 << 8
 
@@ -30,13 +33,14 @@ class Draft:
     """Records, blobs and the running digest of a file; the same tensors in the same order give the same bytes.
 
     Args:
+        n_weights: Elements of the whole model; planes of a small one are worth the time of the coding ``range``.
         spool: Takes the coded sections, in the order in which they come; read again when the file is written.
         thorough: Whether sections of some size get the slow levels of zstd, which take a hundred times as long.
     """
 
-    def __init__(self, spool: BinaryIO, *, thorough: bool = True) -> None:
+    def __init__(self, spool: BinaryIO, *, n_weights: int, thorough: bool = True) -> None:
         self.records: list[Record] = []
-        self._thorough = thorough
+        self._thorough, self._ranged = thorough, n_weights <= MOST_RANGED
         self._spool = spool
         self._parameters: list[np.ndarray] = []
         self._blobs: dict[tuple[int, int, str], tuple[Blob, int]] = {}
@@ -70,14 +74,17 @@ class Draft:
         if over is not None and self._add_over(name, tensor, *over):
             return
         record, sections = values_record(name, tensor)
-        self.append(tensor, record, sections=((0, kind, bits) for kind, bits in sections))
+        self.append(tensor, record, sections=((0, kind, bits) for kind, bits in sections), above=_nothing_above(tensor))
 
     def add_coded(self, name: str, tensor: Tensor, coded: CodedTensor) -> None:
         """Takes the next tensor, which its planes give."""
         record, parameters = coded_record(name, coded)
-        flip = None if coded.flip is None else coded.flip.numpy()
-        sections = planes.sections([plane.numpy() for plane in coded.planes], flip, coded.n_weights)
-        self.append(tensor, record, parameters=parameters, sections=sections)
+        flip, rows = None if coded.flip is None else coded.flip.numpy(), [plane.numpy() for plane in coded.planes]
+        if coded.trellis:
+            rows = trellis.indices(rows, coded.n_weights)
+        sections = planes.sections(rows, flip, coded.n_weights)
+        above = planes.Above(coded.shape, rows, flip)
+        self.append(tensor, record, parameters=parameters, sections=sections, above=above)
 
     def _add_over(self, name: str, tensor: Tensor, of: str, origin: Tensor) -> bool:
         """Takes a tensor over one of the base where that pays, and says whether it did."""
@@ -98,7 +105,8 @@ class Draft:
             self.append(tensor, record, parameters=[folded])
         else:
             record = replace(record, planes=1, base="values")
-            self.append(tensor, record, sections=((0, kind, bits) for kind, bits in difference_sections(folded)))
+            sections = ((0, kind, bits) for kind, bits in difference_sections(folded))
+            self.append(tensor, record, sections=sections, above=_nothing_above(tensor))
         return True
 
     def append(
@@ -108,6 +116,7 @@ class Draft:
         *,
         parameters: Iterable[np.ndarray] = (),
         sections: Iterable[tuple[int, str, Bits]] = (),
+        above: planes.Above | None = None,
     ) -> None:
         """Takes the next tensor in the form that its record says.
 
@@ -116,9 +125,14 @@ class Draft:
             record: Describes the rest.
             parameters: Stored bytes of each part of ``record.parameters()``, uint8 [n, n_bytes].
             sections: Its (plane, kind, bits).
+            above: What is known of the tensor where each of them begins.
         """
         for plane, kind, bits in sections:
-            coding, blob = bitcoding.encode(bits, bytewise=kind.startswith("byte"), thorough=self._thorough)
+            n_above = (record.planes or 1) - 1 - plane
+            coding, blob = bitcoding.encode(
+                bits, bytewise=kind.startswith("byte"), thorough=self._thorough,
+                context=above.context(kind, n_above) if above is not None and self._ranged else None,
+            )  # fmt: skip
             self._blobs[len(self.records), plane, kind] = (Blob(coding, len(blob)), self._spool.tell())
             self._spool.write(blob)
         self.records.append(record)
@@ -169,3 +183,7 @@ class Draft:
         for blob, offset in spooled:
             self._spool.seek(offset)
             yield self._spool.read(blob.n_bytes)
+
+
+def _nothing_above(tensor: Tensor) -> planes.Above:
+    return planes.Above(tensor.shape, [], None)

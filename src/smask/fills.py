@@ -22,7 +22,7 @@ SMALLEST_NORMAL = 2.0**-126
 
 def fill_of(coded: CodedTensor) -> Callable[[CodedTensor, int, Tensor], None]:
     """The fastest way to fill float32 [n] with the weights of a coded tensor, those of the base not added yet."""
-    if coded.base != "signed":
+    if coded.base not in bases.SIGNS:
         return fill_general
     return fill_ternary if len(coded.planes) == 1 else fill_signed
 
@@ -40,7 +40,9 @@ def fill_ternary(coded: CodedTensor, seed: int, out: Tensor) -> None:
     outer, inner = (N_CHUNK_SIGNS // 8, N_CHUNK // 8) if device.type == "cpu" else (max(1, len(mask)),) * 2
     for first in range(0, len(mask), outer):
         last = min(first + outer, len(mask))
-        signs = bases.sign_bytes(seed, stream=coded.stream, start_byte=first, n_bytes=last - first, device=device)
+        signs = bases.sign_bytes(
+            seed, stream=coded.stream, start_byte=first, n_bytes=last - first, device=device, kind=coded.base
+        )
         if flip is not None:
             signs = signs ^ flip[first:last]
         for start in range(first, last, inner):
@@ -68,7 +70,9 @@ def fill_signed(coded: CodedTensor, seed: int, out: Tensor) -> None:
     outer, inner = (N_CHUNK_SIGNS // 8, N_CHUNK_LEVELS // 8) if device.type == "cpu" else (max(1, n_bytes),) * 2
     for first in range(0, n_bytes, outer):
         last = min(first + outer, n_bytes)
-        signs = bases.sign_bytes(seed, stream=coded.stream, start_byte=first, n_bytes=last - first, device=device)
+        signs = bases.sign_bytes(
+            seed, stream=coded.stream, start_byte=first, n_bytes=last - first, device=device, kind=coded.base
+        )
         if flip is not None:
             signs = signs ^ flip[first:last]
         for start in range(first, last, inner):

@@ -11,7 +11,7 @@ from . import bitcoding, floats, manifest, prefixes
 from .container import Limits
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
-from .planes import Significance
+from .planes import Assembly, Significance
 from .records import Record, bit_sections, n_byte_planes
 
 
@@ -132,17 +132,22 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
     for (described, blob), n_bytes in zip(blobs, floats.plane_lengths(shapes), strict=False):
         bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where="byte plane")
-    counts = {index: Significance(record.n_weights) for index, record in enumerate(records) if record.planes}
+    assemblies = {
+        index: Assembly(record.shape, n_planes=record.planes, flip=record.flip)
+        for index, record in enumerate(records)
+        if record.planes
+    }
+    counts = {index: assembly.counts for index, assembly in assemblies.items()}
     found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in counts}
     for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
-        n_bits = counts[index].n_bits(kind)
-        where = f"{kind} of plane {plane} of {records[index].name!r}"
-        bits = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where)
+        assembly, where = assemblies[index], f"{kind} of plane {plane} of {records[index].name!r}"
+        n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
+        bits = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where, context=context)
+        assembly.add(kind, bits)
         if kind.startswith("byte"):
             entropy = bitcoding.entropy_of_bytes(bits.packed)
         else:
             entropy = bitcoding.entropy_bytes(bits.n_ones, n_bits)
-        counts[index].see(kind, bits.n_ones)
         found[index].append((described.coding, described.n_bytes, entropy))
     return [_report(record, counts.get(index), found.get(index, [])) for index, record in enumerate(records)]
 

@@ -20,7 +20,7 @@ from . import container
 from .container import Limits
 from .dtypes import FLOAT_DTYPES, N_BYTES_OF_DTYPE, PARAMETER_DTYPES, widens_exactly
 from .errors import FormatError, UnsupportedError
-from .records import ARCHITECTURES, AXES, BASES, CODINGS, Manifest, Record, n_byte_planes
+from .records import ARCHITECTURES, AXES, BASES, CODINGS, MAX_PLANES, Manifest, Record, n_byte_planes
 
 MAX_NESTING = 64
 
@@ -266,6 +266,10 @@ def _check_coded(record: Record, where: str) -> None:
     if record.base == "file" and (record.of is None or record.stream):
         got = "no tensor of the base" if record.of is None else "a stream"
         raise FormatError("M-16", where, f"base file with {got}", "of and no stream")
+    if record.base == "one" and record.stream:
+        raise FormatError("M-17", where, f"base one with stream {record.stream}", "no stream")
+    if record.trellis and record.planes == MAX_PLANES:
+        raise FormatError("M-18", where, f"a trellis of {record.planes} planes", f"at most {MAX_PLANES - 1}")
     for part in parameters:
         if part.axis not in AXES:
             raise UnsupportedError("axis", part.axis, AXES)

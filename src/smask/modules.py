@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import convolution, kernels, operators
+from .bases import SIGNS
 from .coded import CodedTensor
 from .convolution import Geometry
 from .errors import ArgumentError, UnsupportedError
@@ -39,7 +40,8 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", packed.scale)
         self.register_buffer("offset", packed.offset)
         self.n_columns = packed.n_columns
-        self.shape, self.dtype, self.seed, self.stream = coded.shape, coded.dtype, seed, coded.stream
+        self.shape, self.dtype, self.base = coded.shape, coded.dtype, coded.base
+        self.seed, self.stream = seed, coded.stream
         self.signs: list[int] = operators.sign_numbers(packed.signs)
 
     def matrix(self) -> PackedMatrix:
@@ -48,7 +50,9 @@ class PackedLayer(nn.Module):
 
     def coded(self) -> CodedTensor:
         """The weights as a file holds them."""
-        return unpack(self.matrix(), seed=self.seed, stream=self.stream, shape=self.shape, dtype=self.dtype)
+        return unpack(
+            self.matrix(), base=self.base, seed=self.seed, stream=self.stream, shape=self.shape, dtype=self.dtype
+        )
 
     def weight(self) -> Tensor:
         """The dense weights, on the device of the bits, bit for bit those of the file."""
@@ -77,7 +81,7 @@ class PackedLinear(PackedLayer):
     """``nn.Linear`` on packed bits.
 
     Args:
-        coded: Weights [R, K] over the ``signed`` base.
+        coded: Weights [R, K] over a base of signs.
         seed: Seed of the file.
         bias: [R], a parameter of the layer, or None.
         regenerate_signs: Make the signs anew at every call instead of holding them.
@@ -123,7 +127,7 @@ class PackedConv2d(PackedLayer):
     """``nn.Conv2d`` with zero padding on packed bits.
 
     Args:
-        coded: Weights [R, C / groups, height, width] over the ``signed`` base.
+        coded: Weights [R, C / groups, height, width] over a base of signs.
         seed: Seed of the file.
         bias: [R], a parameter of the layer, or None.
         stride, padding, dilation, groups: As of ``nn.Conv2d``.
@@ -186,7 +190,7 @@ class PackedEmbedding(PackedLayer):
     """``nn.Embedding`` on packed bits: only the rows asked for become numbers.
 
     Args:
-        coded: Weights [entries, features] over the ``signed`` base.
+        coded: Weights [entries, features] over a base of signs.
         seed: Seed of the file.
         padding_idx: As of ``nn.Embedding``; the entry is looked up like any other.
         regenerate_signs: Make the signs anew at every call instead of holding them.
@@ -269,7 +273,7 @@ def materialize(model: nn.Module) -> nn.Module:
 def _obstacle(layer: nn.Module | None, coded: CodedTensor) -> str:
     if layer is None or type(layer) not in LAYERS:
         return f"no packed layer for {'a tensor that is no weight' if layer is None else type(layer).__name__}"
-    if coded.base != "signed":
+    if coded.base not in SIGNS:
         return f"base {coded.base}"
     if coded.origin is not None:
         return "levels over another checkpoint"

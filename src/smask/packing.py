@@ -89,10 +89,10 @@ def pack(coded: CodedTensor, seed: int, *, regenerate_signs: bool = False) -> Pa
     """A coded tensor as a matrix of ``shape[0]`` rows.
 
     Args:
-        coded: Tensor over the ``signed`` base with at least one dimension.
+        coded: Tensor over a base of signs with at least one dimension.
         seed: Seed of the file.
         regenerate_signs: Do not hold the signs. Flips make held signs of the same size necessary, so that a tensor
-            with flips always holds them.
+            with flips, or over the base ``one``, always holds them.
 
     Returns:
         The matrix, on the CPU.
@@ -101,35 +101,38 @@ def pack(coded: CodedTensor, seed: int, *, regenerate_signs: bool = False) -> Pa
         UnsupportedError: Another base.
         ArgumentError: No dimensions, or more planes than an 8-bit level holds (7).
     """
-    if coded.base != "signed" or coded.origin is not None:
-        raise UnsupportedError("base of packed weights", coded.base if coded.of is None else "file", ("signed",))
+    if coded.base not in bases.SIGNS or coded.origin is not None:
+        raise UnsupportedError("base of packed weights", coded.base if coded.of is None else "file", bases.SIGNS)
     if not coded.shape or len(coded.planes) > 7:
         got = f"shape {list(coded.shape)}, {len(coded.planes)} planes"
         raise ArgumentError("coded", got, "at least one dimension and at most 7 planes")
     n_rows, n = coded.shape[0], coded.n_weights
     n_columns = math.prod(coded.shape[1:])
     magnitude = torch.stack([_rows(plane, n_rows, n_columns) for plane in coded.planes])
-    if regenerate_signs and coded.flip is None:
+    if regenerate_signs and coded.flip is None and coded.base == "signed":
         return PackedMatrix(magnitude, n_columns, coded.scale, coded.offset, signs=SignSource(seed, coded.stream))
-    signs = bases.sign_bytes(seed, stream=coded.stream, start_byte=0, n_bytes=(n + 7) >> 3)
+    signs = bases.sign_bytes(seed, stream=coded.stream, start_byte=0, n_bytes=(n + 7) >> 3, kind=coded.base)
     if coded.flip is not None:
         signs = signs ^ coded.flip
     return PackedMatrix(_levels(magnitude, _rows(signs, n_rows, n_columns)), n_columns, coded.scale, coded.offset)
 
 
-def unpack(packed: PackedMatrix, *, seed: int, stream: int, shape: tuple[int, ...], dtype: torch.dtype) -> CodedTensor:
-    """The coded tensor that :func:`pack` was given; flips are left out where all signs are those of the seed."""
+def unpack(
+    packed: PackedMatrix, *, base: str, seed: int, stream: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> CodedTensor:
+    """The coded tensor that :func:`pack` was given; flips are left out where all signs are those of the base."""
     n_rows, n_columns = packed.n_rows, packed.n_columns
     planes = packed.planes.cpu()
     flip = None
     if packed.signs is None:
         negative, planes = planes[0], _negated(planes[1:], planes[0])
-        signs = bases.sign_bytes(seed, stream=stream, start_byte=0, n_bytes=(n_rows * n_columns + 7) >> 3)
+        n_bytes = (n_rows * n_columns + 7) >> 3
+        signs = bases.sign_bytes(seed, stream=stream, start_byte=0, n_bytes=n_bytes, kind=base)
         wrong = (negative ^ _rows(signs, n_rows, n_columns)) & _any(planes)
         flip = _flat(wrong, n_columns) if bool(wrong.any()) else None
     flat = tuple(_flat(plane, n_columns) for plane in planes)
     offset = None if packed.offset is None else packed.offset.cpu()
-    return CodedTensor(shape, stream, flat, packed.scale.cpu(), flip=flip, offset=offset, dtype=dtype)
+    return CodedTensor(shape, stream, flat, packed.scale.cpu(), base, flip=flip, offset=offset, dtype=dtype)
 
 
 def dense_rows(packed: PackedMatrix, rows: Tensor | None = None) -> Tensor:

@@ -21,12 +21,15 @@ coefficients", IEEE Trans. Signal Processing 41(12), 1993, sections III and IV):
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .bitcoding import Bits, Packed
+from .contexts import MOST_WEIGHTS, Context
+from .counting import Integers
 
 # Bytes of packed bits that are worked on at a time: integers of eight bytes for each stay in the second-level cache.
 N_CHUNK_BYTES = 1 << 14
@@ -99,18 +102,66 @@ def sections(planes: Sequence[Packed], flip: Packed | None, n_weights: int) -> l
     return out
 
 
+class Above:
+    """What the planes above a section say of the weights of a tensor, for codings that look at it.
+
+    Args:
+        shape: Of the tensor.
+        planes: Packed bits of its planes from the highest, as far as they are known; more may be added to the list.
+        flip: Packed flip bits, those that are not known yet zero; or None.
+    """
+
+    def __init__(self, shape: Sequence[int], planes: list[Packed], flip: Packed | None) -> None:
+        self._n_weights, self._planes, self._flip = math.prod(shape), planes, flip
+        # Two dimensions at least, and a window.
+        self._shape = (*shape, 1, 1)[: max(2, len(shape))]
+        self._magnitudes: Integers | None = None
+        self._n_added = 0
+
+    def context(self, kind: str, n_above: int) -> Callable[[], Context] | None:
+        """Makes the context of a section below so many planes; None where the coding ``range`` has none.
+
+        Planes above one another may be asked for in this order alone.
+        """
+        if kind.startswith("byte") or self._n_weights > MOST_WEIGHTS:
+            return None
+        return lambda: self._context(kind, n_above)
+
+    def _context(self, kind: str, n_above: int) -> Context:
+        if self._magnitudes is None:
+            self._magnitudes = np.zeros(self._n_weights, np.int64)
+        for plane in self._planes[self._n_added : n_above]:
+            self._magnitudes = 2 * self._magnitudes + self._bits(plane)
+        self._n_added = n_above
+        values = self._magnitudes
+        if self._flip is not None:
+            values = np.where(self._bits(self._flip), -values, values)
+        new = None
+        if kind == "flip":
+            new = (self._bits(self._planes[n_above]).view(bool) & (values == 0)).reshape(self._shape)
+        return Context(kind, values.reshape(self._shape), new)
+
+    def _bits(self, packed: Packed) -> Packed:
+        return np.unpackbits(packed, count=self._n_weights, bitorder="little")
+
+
 class Assembly:
     """Puts the sections of one tensor together again, in file order."""
 
-    def __init__(self, n_weights: int, *, n_planes: int, flip: bool) -> None:
-        self.n_weights = n_weights
+    def __init__(self, shape: Sequence[int], *, n_planes: int, flip: bool) -> None:
+        self.n_weights = n_weights = math.prod(shape)
         self.counts = Significance(n_weights)
         self.planes: list[Packed] = []
         self.flip: Packed | None = np.zeros(-(-n_weights // 8), np.uint8) if flip else None
+        self._above = Above(shape, self.planes, self.flip)
         self.value_bytes: list[Bits] = []
         n_bytes = 0 if n_planes == 1 and not flip else -(-n_weights // 8)
         self._significant = np.zeros(n_bytes, np.uint8)
         self._new = self._significant
+
+    def context(self, kind: str) -> Callable[[], Context] | None:
+        """Makes the context of the next section, see :meth:`Above.context`."""
+        return self._above.context(kind, len(self.planes) - (kind != "significance"))
 
     def add(self, kind: str, bits: Bits) -> None:
         """Takes the next section, of the length that ``counts.n_bits(kind)`` gave."""

@@ -10,8 +10,8 @@ from msgspec import Meta, Struct
 from .dtypes import N_BYTES_OF_DTYPE
 
 SEEDED_BASES = ("signed", "uniform", "normal")
-BASES = (*SEEDED_BASES, "values", "file")
-CODINGS = ("raw", "zstd", "gap-zstd")
+BASES = (*SEEDED_BASES, "one", "values", "file")
+CODINGS = ("raw", "zstd", "gap-zstd", "range")
 AXES = ("tensor", "channel")
 ARCHITECTURES = ("layers", "external")
 MAX_PLANES = 16
@@ -51,6 +51,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
         planes: Coded tensors: number of ordered bit planes.
         base, stream: Coded tensors: kind of the base and its stream of the generator.
         flip: Coded tensors: whether kept weights carry a flip bit.
+        trellis: Coded tensors: whether planes hold indices of a trellis instead of magnitudes.
         scale, offset: Coded tensors: float parameters.
         same: Name of an earlier tensor with the same bytes; nothing else is stored then.
         of: Name of the tensor of the base checkpoint; empty where it is that of this record.
@@ -64,6 +65,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     base: str = "signed"
     stream: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
     flip: bool = False
+    trellis: bool = False
     scale: Scale | None = None
     offset: Scale | None = None
     same: Name | None = None
@@ -82,7 +84,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def seeded(self) -> bool:
         """Whether the tensor is coded over numbers that the seed gives."""
-        return self.has_levels and self.base != "file"
+        return self.has_levels and self.base in SEEDED_BASES
 
     @property
     def copied(self) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import bitdifference, floats, integrity, planes
+from . import bitdifference, floats, integrity, planes, trellis
 from .bitcoding import Bits
 from .coded import SMALLEST_OFFSET, CodedTensor, parameter_problem
 from .dtypes import N_BYTES_OF_DTYPE
@@ -40,7 +40,8 @@ def coded_tensor(
     """A coded record with its planes, as a coarser tensor where the lowest are missing.
 
     With m planes missing a magnitude is known but for a number below 2**m, and is taken to lie :data:`MIDDLE` of the
-    way to the largest: scale times 2**m, and an offset that puts the levels there.
+    way to the largest: scale times 2**m, and an offset that puts the levels there. Indices of a trellis stand for
+    every other magnitude, half a magnitude less on average, so that they are such a tensor with one plane more missing.
 
     Raises:
         FormatError: A scale or offset out of range.
@@ -52,10 +53,15 @@ def coded_tensor(
     if not found:
         found = [np.zeros(-(-record.n_weights // 8), np.uint8)]
     elif n_missing:
-        scale = scale * 2.0**n_missing
         middle = MIDDLE * (2.0**n_missing - 1)
+        if record.trellis:
+            middle, n_missing = 2 * middle - 0.5, n_missing + 1
+        scale = scale * 2.0**n_missing
         offset = ((torch.zeros(1) if offset is None else offset) - middle) * 2.0**-n_missing
         offset = torch.where(offset.abs() < SMALLEST_OFFSET, 0.0, offset)
+    whole = record.trellis and len(found) == record.planes
+    if whole:
+        found = trellis.magnitudes(found, record.n_weights)
     coded = CodedTensor(
         shape=record.shape,
         stream=record.stream,
@@ -67,6 +73,7 @@ def coded_tensor(
         dtype=DTYPE_OF_NAME[record.dtype],
         of=record.of,
         origin=origin,
+        trellis=whole,
     )
     problem = parameter_problem(coded)
     if problem:
@@ -161,8 +168,8 @@ def coded_record(name: str, coded: CodedTensor) -> tuple[Record, list[np.ndarray
         described.append(Scale("tensor" if len(parameter) == 1 else "channel", _dtype(small)))
         stored.append(_bytes(small))
     record = Record(
-        name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes), base=coded.base,
-        stream=coded.stream, flip=coded.flip is not None, scale=described[0], offset=described[1], of=coded.of,
+        name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes) - coded.trellis,
+        base=coded.base, stream=coded.stream, flip=coded.flip is not None, trellis=coded.trellis, scale=described[0], offset=described[1], of=coded.of,
     )  # fmt: skip
     return record, stored
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 import time
@@ -170,7 +171,7 @@ def convert_checkpoint(
 def _exact(
     checkpoint: Checkpoint, spool: BinaryIO, rivals: Rivals, progress: Callable[[Entry], None], overlay: Overlay | None
 ) -> Draft:
-    draft = Draft(spool)
+    draft = Draft(spool, n_weights=sum(math.prod(entry.shape) for entry in checkpoint.entries))
     for entry in checkpoint.entries:
         tensor = checkpoint.read(entry.name).cpu()
         rivals.take(entry, tensor)

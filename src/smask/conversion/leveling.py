@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import bases
 from ..coded import CodedTensor
 from ..draft import Draft
 from ..reconstruction import reconstruct
@@ -42,26 +41,25 @@ class Leveled:
     dense: Tensor
     near: tuple[str, Tensor] | None = None
 
-    def coded(self, stream: int, *, seed: int) -> CodedTensor:
-        """As planes over the signed base."""
+    def coded(self) -> CodedTensor:
+        """As planes over the base ``one``: flips are then signs, of which more can be foreseen than of random ones."""
         magnitudes = np.abs(self.levels)
         n_planes = max(1, int(magnitudes.max(initial=0)).bit_length())
         packed = [_packed(magnitudes & 1 << plane) for plane in reversed(range(n_planes))]
-        base = bases.sign_bytes(seed, stream=stream, start_byte=0, n_bytes=len(packed[0])).numpy()
-        flip = (_packed(self.levels < 0) ^ base) & np.bitwise_or.reduce(packed)
+        flip = _packed(self.levels < 0)
         return CodedTensor(
-            tuple(self.dense.shape), stream, tuple(map(torch.from_numpy, packed)),
-            torch.tensor([self.step], dtype=torch.float32), flip=torch.from_numpy(flip),
+            tuple(self.dense.shape), 0, tuple(map(torch.from_numpy, packed)),
+            torch.tensor([self.step], dtype=torch.float32), "one", flip=torch.from_numpy(flip),
             offset=torch.tensor([self.offset], dtype=torch.float32) if self.offset else None, dtype=self.dense.dtype,
             of=self.near[0] if self.near else None, origin=self.near[1] if self.near else None,
         )  # fmt: skip
 
-    def store(self, draft: Draft, name: str, stream: int, *, seed: int) -> None:
+    def store(self, draft: Draft, name: str) -> None:
         """Puts the tensor into a file."""
         if self.near is not None and self.dense is self.near[1]:
             draft.add(name, self.dense, self.near)
         else:
-            draft.add_coded(name, self.dense, self.coded(stream, seed=seed))
+            draft.add_coded(name, self.dense, self.coded())
 
     def raised(self, tensor: Tensor, moments: Moments | None = None) -> Leveled:
         """The same levels on a scale that gives back most of the length that rounding took.
@@ -116,9 +114,8 @@ def leveled(
     if near is not None:
         if near[1].dtype == tensor.dtype and not levels.any():
             return Leveled(levels, step, offset, near[1], near)
-        # Signs are exact, so that any stream gives the same sum.
         found = Leveled(levels, step, offset, tensor, near)
-        return replace(found, dense=reconstruct(found.coded(0, seed=0), 0))
+        return replace(found, dense=reconstruct(found.coded(), 0))
     return Leveled(levels, step, offset, _dense(levels, offset, step, tensor))
 
 

@@ -34,7 +34,6 @@ from .scanned import Scanned
 N_LEAST = 256
 # Small floats are this much more exact than the weights in planes.
 EXACTER = 16
-SEED = 0
 # Coders take about this factor more than the entropy of what they code.
 CODER = 1.007
 # Estimates are made at steps so many to an octave; between them they are straight lines.
@@ -175,12 +174,13 @@ class LossyModel:
             given: Tensors that are rounded already, and others with new values; batch norms are then left alone.
         """
         plan = plan if isinstance(plan, Plan) else Plan(((self.n_elements, plan),))
-        done = Pass(Draft(spool, thorough=False), plan.parts[0][1], energy=sum(self._kept.values()))
+        draft = Draft(spool, n_weights=self.n_elements, thorough=False)
+        done = Pass(draft, plan.parts[0][1], energy=sum(self._kept.values()))
         dense: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
         layers = {norm: layer for layer, norm in self._norms.items()} if given is None else {}
         given = given or {}
-        for stream, entry in enumerate(self._checkpoint.entries):
+        for entry in self._checkpoint.entries:
             tensor = self._checkpoint.read(entry.name).cpu()
             norm = entry.name.removesuffix(moments.MEAN).removesuffix(moments.VARIANCE)
             if norm != entry.name and norm in layers and layers[norm] not in self._kept:
@@ -202,7 +202,7 @@ class LossyModel:
                     done.errors[entry.name] = done.errors[first]
                     done.draft.append(rounded.dense, record)
                 else:
-                    rounded.store(done.draft, entry.name, stream, seed=SEED)
+                    rounded.store(done.draft, entry.name)
                     done.count(entry.name, rounded.error(tensor), self._scanned[entry.name].energy)
                     if entry.name in self._norms:
                         dense[entry.name] = rounded.dense

@@ -190,7 +190,7 @@ def _form(record: Record) -> str:
         return f"same as {record.same}" if record.same else "base"
     if record.base == "file":
         return "mask of base"
-    form = f"{record.planes} planes" if record.seeded else "values" if record.planes else "shared"
+    form = f"{record.planes} planes" if record.has_levels else "values" if record.planes else "shared"
     return form if record.of is None else f"base + {form}"
 
 
