@@ -20,10 +20,11 @@ def bits(tensor: torch.Tensor) -> bytes:
 @pytest.mark.clause("S-01")
 @pytest.mark.clause("S-02")
 @pytest.mark.clause("S-03")
+@pytest.mark.clause("S-07")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_vectors(implementation, vectors: Path) -> None:
     cases = json.loads((vectors / "bases.json").read_text())
-    assert {case["base"] for case in cases} == {"signed", "uniform", "normal"}
+    assert {case["base"] for case in cases} == {"signed", "uniform", "normal", "one"}
     for case in cases:
         expected = bytes.fromhex(case["float32_le"])
         got = implementation(
@@ -75,7 +76,7 @@ def test_damaged_table_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_base_lists_the_known() -> None:
     with pytest.raises(UnsupportedError) as caught:
         bases.base_weights("cauchy", 0, stream=0, start=0, n_weights=1)
-    assert (caught.value.got, caught.value.known) == ("cauchy", ("signed", "uniform", "normal"))
+    assert (caught.value.got, caught.value.known) == ("cauchy", ("signed", "uniform", "normal", "one"))
 
 
 @pytest.mark.gpu

@@ -47,7 +47,7 @@ def test_accept_vectors(vectors: Path) -> None:
 
 CLAUSES_OF_REJECTED = (
     "C-01", "C-02", "C-03", "C-04", "Z-01", "M-01", "M-02", "M-03", "M-04", "M-05", "M-06", "M-07", "M-08", "M-09", "M-12", "M-13", "M-14",
-    "M-15", "M-16", "B-02", "F-03", "F-04", "R-02", "I-03", "I-04", "S-06", "A-01", "A-02", "A-03", "A-04", "A-05", "A-07",
+    "M-15", "M-16", "M-17", "M-18", "B-02", "E-05", "F-03", "F-04", "R-02", "I-03", "I-04", "S-06", "A-01", "A-02", "A-03", "A-04", "A-05", "A-07",
 )  # fmt: skip
 
 
@@ -72,6 +72,8 @@ CLAUSES_OF_REJECTED = (
 @pytest.mark.clause("M-14")
 @pytest.mark.clause("M-15")
 @pytest.mark.clause("M-16")
+@pytest.mark.clause("M-17")
+@pytest.mark.clause("M-18")
 @pytest.mark.clause("I-03")
 @pytest.mark.clause("I-04")
 @pytest.mark.clause("S-06")

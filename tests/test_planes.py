@@ -41,7 +41,7 @@ def test_assembly_is_the_inverse(magnitudes: list[int], n_planes: int, flip: boo
     rows = [np.packbits(values >> p & 1 == 1, bitorder="little") for p in reversed(range(n_planes))]
     flips = (np.random.default_rng(seed).random(len(values)) < 0.5) & (values > 0)
     packed_flips = np.packbits(flips, bitorder="little") if flip else None
-    assembly = planes.Assembly(len(values), n_planes=n_planes, flip=flip)
+    assembly = planes.Assembly((len(values),), n_planes=n_planes, flip=flip)
     for _, kind, bits in planes.sections(rows, packed_flips, len(values)):
         assert assembly.counts.n_bits(kind) == bits.n_bits
         assembly.add(kind, bits)
@@ -70,6 +70,6 @@ def test_flips_of_weights_that_are_not_kept_are_dropped() -> None:
 
 def test_single_plane_is_not_copied() -> None:
     mask = np.array([7, 1], np.uint8)
-    assembly = planes.Assembly(9, n_planes=1, flip=False)
+    assembly = planes.Assembly((9,), n_planes=1, flip=False)
     assembly.add("significance", Bits(mask, 9))
     assert assembly.planes[0] is mask

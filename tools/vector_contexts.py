@@ -46,15 +46,6 @@ def rangecoding_vectors() -> dict[str, Any]:
         ([], bytes(4), "E-04"), ([32768], bytes([0, 0, 0, 16]), "E-04"),
     ]  # fmt: skip
     rows = [{"chances": chances, "blob": blob.hex(), "clause": clause} for chances, blob, clause in reject]
-    for row in rows:
-        try:
-            rangecoding.decode_reference(
-                bytes.fromhex(row["blob"]), fixed(np.array(row["chances"], np.int64)), where=""
-            )
-        except Exception as error:
-            assert getattr(error, "clause", None) == row["clause"], row
-        else:
-            raise AssertionError(row)
     return {"accept": accept, "reject": rows}
 
 

@@ -169,7 +169,8 @@ def coded_record(name: str, coded: CodedTensor) -> tuple[Record, list[np.ndarray
         stored.append(_bytes(small))
     record = Record(
         name, coded.shape, dtype=NAME_OF_DTYPE[coded.dtype], planes=len(coded.planes) - coded.trellis,
-        base=coded.base, stream=coded.stream, flip=coded.flip is not None, trellis=coded.trellis, scale=described[0], offset=described[1], of=coded.of,
+        base=coded.base, stream=coded.stream, flip=coded.flip is not None, trellis=coded.trellis,
+        scale=described[0], offset=described[1], of=coded.of,
     )  # fmt: skip
     return record, stored
 

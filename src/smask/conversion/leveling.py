@@ -33,6 +33,7 @@ class Leveled:
         step, offset: A level k > 0 stands for ``(k - offset) * step``.
         dense: What decoding gives, of the shape and dtype of the tensor.
         near: Name and tensor of the base that the levels are added to, if there is one.
+        trellis: Whether the levels are those of a trellis.
     """
 
     levels: Levels
@@ -40,18 +41,21 @@ class Leveled:
     offset: float
     dense: Tensor
     near: tuple[str, Tensor] | None = None
+    trellis: bool = False
 
     def coded(self) -> CodedTensor:
         """As planes over the base ``one``: flips are then signs, of which more can be foreseen than of random ones."""
         magnitudes = np.abs(self.levels)
-        n_planes = max(1, int(magnitudes.max(initial=0)).bit_length())
+        largest = int(magnitudes.max(initial=0))
+        # A trellis has a plane more than its indices.
+        n_planes = 1 + max(1, ((largest + 1) // 2).bit_length()) if self.trellis else max(1, largest.bit_length())
         packed = [_packed(magnitudes & 1 << plane) for plane in reversed(range(n_planes))]
         flip = _packed(self.levels < 0)
         return CodedTensor(
             tuple(self.dense.shape), 0, tuple(map(torch.from_numpy, packed)),
             torch.tensor([self.step], dtype=torch.float32), "one", flip=torch.from_numpy(flip),
             offset=torch.tensor([self.offset], dtype=torch.float32) if self.offset else None, dtype=self.dense.dtype,
-            of=self.near[0] if self.near else None, origin=self.near[1] if self.near else None,
+            of=self.near[0] if self.near else None, origin=self.near[1] if self.near else None, trellis=self.trellis,
         )  # fmt: skip
 
     def store(self, draft: Draft, name: str) -> None:
@@ -98,8 +102,9 @@ class Leveled:
 
 
 def leveled(
-    tensor: Tensor, scaled: Floats, levels: Levels, step: float, near: tuple[str, Tensor] | None = None
-) -> Leveled:
+    tensor: Tensor, scaled: Floats, levels: Levels, step: float, near: tuple[str, Tensor] | None = None, *,
+    trellis: bool = False,
+) -> Leveled:  # fmt: skip
     """A tensor of which every weight has its level.
 
     Args:
@@ -108,15 +113,16 @@ def leveled(
         levels: int32 of the same shape.
         step: That float16 or bfloat16 holds exactly.
         near: Name and tensor of the base from which ``scaled`` is the difference.
+        trellis: Whether the levels are those of a trellis.
     """
     offset = centre(np.abs(scaled), np.abs(levels))
     levels = levels.reshape(-1)
     if near is not None:
         if near[1].dtype == tensor.dtype and not levels.any():
             return Leveled(levels, step, offset, near[1], near)
-        found = Leveled(levels, step, offset, tensor, near)
+        found = Leveled(levels, step, offset, tensor, near, trellis)
         return replace(found, dense=reconstruct(found.coded(), 0))
-    return Leveled(levels, step, offset, _dense(levels, offset, step, tensor))
+    return Leveled(levels, step, offset, _dense(levels, offset, step, tensor), trellis=trellis)
 
 
 def _dense(levels: Levels, offset: float, step: float, like: Tensor) -> Tensor:

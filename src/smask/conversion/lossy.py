@@ -22,7 +22,7 @@ from ..draft import Draft
 from ..errors import CheckpointError
 from ..integrity import NAME_OF_DTYPE, raw_bytes
 from ..records import Record
-from . import mantissas, moments
+from . import mantissas, moments, paths
 from .feedback import Moments
 from .leveling import Leveled, leveled, squared_length, windows
 from .overlay import Overlay
@@ -140,7 +140,8 @@ class LossyModel:
             for scanned in self._scanned.values():
                 own = step_for(step, scanned.largest)
                 rule = scanned.sample.rule(own)
-                bits += scanned.share * rule.n_bits
+                saved = paths.SAVES if scanned.on_trellis(own, rule) else 0
+                bits += scanned.share * rule.n_bits * (1 - saved)
                 error += scanned.share * rule.error * own * own
                 energy += scanned.energy
             self._estimates[step] = CODER * bits / 8, math.sqrt(error / energy) if energy else 0.0
@@ -245,16 +246,20 @@ class LossyModel:
         cuts = [(n // n_window, step_for(step, scanned.largest))
                 for n, step in plan.cut(self._starts[name], scanned.n_weights, n_window)]  # fmt: skip
         if len(cuts) == 1:
-            scaled /= np.float32(cuts[0][1])
-            levels.append(levels_of(scaled, scanned.sample.rule(cuts[0][1])))
-            return self.raised(name, leveled(tensor, scaled, levels[0], cuts[0][1], near), tensor)
+            ((_, step),) = cuts
+            rule = scanned.sample.rule(step)
+            on_trellis = scanned.on_trellis(step, rule)
+            step = paths.finer(step) if on_trellis else step
+            scaled /= np.float32(step)
+            found = paths.levels_of(scaled) if on_trellis else levels_of(scaled, rule)
+            return self.raised(name, leveled(tensor, scaled, found, step, near, trellis=on_trellis), tensor)
         # Levels are those that each part has at its own step and so cost the same; they then stand for the finest step.
         finest = min(step for _, step in cuts)
         for n, step in cuts:
             levels.append(levels_of(scaled[start : start + n] / np.float32(step), scanned.sample.rule(step)))
             start += n
-        found = leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest, near)
-        return self.raised(name, found, tensor)
+        rounded = leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest, near)
+        return self.raised(name, rounded, tensor)
 
     def raised(self, name: str, found: Leveled, tensor: Tensor, seen: Moments | None = None) -> Leveled:
         """The length given back that rounding took: not where a norm follows, nor of what is added to a base."""

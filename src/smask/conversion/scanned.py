@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import paths
 from .leveling import squared_length
-from .rounding import Floats, Spectrum
+from .rounding import Floats, Rule, Spectrum
 
 # Weights of a tensor that the search looks at.
 N_SAMPLE = 1 << 16
@@ -20,21 +21,32 @@ class Scanned:
     Attributes:
         sample: Magnitudes of what is to be coded of it, each standing for ``share`` weights.
         n_weights, largest: Of all of them.
+        n_window: Weights of a convolution window; 1 of a matrix.
         energy: Of the tensor.
     """
 
     sample: Spectrum
     share: float
     n_weights: int
+    n_window: int
     largest: float
     energy: float
 
     @classmethod
     def of(cls, windows: Floats, energy: float | None) -> Scanned:
         """Takes the sample; the windows become magnitudes. Without ``energy`` theirs is that of the tensor."""
-        magnitudes = windows.reshape(-1)
+        n_window, magnitudes = windows.shape[1], windows.reshape(-1)
         np.abs(magnitudes, out=magnitudes)
         # The stride is odd, so that it is no multiple of the size of a row, mostly.
         sample = Spectrum.of(magnitudes[:: len(magnitudes) // N_SAMPLE | 1])
         n, energy = len(magnitudes), squared_length(magnitudes) if energy is None else energy
-        return cls(sample, n / len(sample.ascending), n, float(magnitudes.max()), energy)
+        return cls(sample, n / len(sample.ascending), n, n_window, float(magnitudes.max()), energy)
+
+    def on_trellis(self, step: float, rule: Rule) -> bool:
+        """Whether a trellis beats plain rounding at a step and its rule.
+
+        It does not at few bits a weight; and in a convolution window plain rounding can balance the errors of weights,
+        which is worth more.
+        """
+        many_bits = rule.n_bits >= paths.LEAST_BITS * len(self.sample.ascending)
+        return self.n_window == 1 and many_bits and self.largest < paths.LARGEST * paths.finer(step)
