@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,7 +68,7 @@ def test_unpacking_gives_the_coded_tensor_back(
 ) -> None:
     coded = random_coded(shape, planes=planes, flips=flips, offset=planes > 1)
     packed = packing.pack(coded, 5, regenerate_signs=regenerate)
-    again = packing.unpack(packed, seed=5, stream=coded.stream, shape=coded.shape, dtype=coded.dtype)
+    again = packing.unpack(packed, seed=5, form=replace(coded, planes=(), flip=None))
     assert again.shape == coded.shape
     assert all(torch.equal(a, b) for a, b in zip(again.planes, coded.planes, strict=True))
     if coded.flip is None or not coded.flip.any():

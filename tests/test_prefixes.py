@@ -68,8 +68,8 @@ def test_points_of_a_coarser_level_by_hand() -> None:
         ([top], [4 + 7 / 16 * 3 - 0.125] * 4 + [0] * 4),
         ([top, second], [6 + 7 / 16 - 0.125] * 2 + [4 + 7 / 16 - 0.125] * 2 + [2 + 7 / 16 - 0.125] * 2 + [0] * 2),
     ):
-        assembly = Assembly(8, n_planes=3, flip=False)
-        assembly.planes = list(planes)
+        assembly = Assembly((8,), n_planes=3, flip=False)
+        assembly.planes += planes
         coded = coded_tensor(record, [torch.tensor([0.5]), torch.tensor([0.125])], assembly)
         assert (reconstruct(coded, 0).abs() * 2).tolist() == levels
 
@@ -150,7 +150,7 @@ def test_stored_floats_lose_their_low_bytes_first() -> None:
         tensors = smask.decode(data, max_bytes=part)
         found = {tensor.name: tensor.n_present for tensor in tensors.coverage.tensors}
         assert torch.equal(tensors["i"], words if found["i"] == 2 else torch.zeros_like(words))
-        assert found["w"] in (1, 2, 3)
+        assert found["w"] in (1, 2, 3, 4)
         assert float((tensors["w"] - weights).abs().max()) <= 2.0 ** (9 - 8 * found["w"]) * 4
         if found["w"] == 2:
             bits = weights.view(torch.int32) & ~0xFFFF | 0x8000

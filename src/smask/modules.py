@@ -40,8 +40,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", packed.scale)
         self.register_buffer("offset", packed.offset)
         self.n_columns = packed.n_columns
-        self.shape, self.dtype, self.base = coded.shape, coded.dtype, coded.base
-        self.seed, self.stream = seed, coded.stream
+        self.seed, self.form = seed, replace(coded, planes=(), flip=None, scale=torch.empty(0), offset=None)
         self.signs: list[int] = operators.sign_numbers(packed.signs)
 
     def matrix(self) -> PackedMatrix:
@@ -50,13 +49,11 @@ class PackedLayer(nn.Module):
 
     def coded(self) -> CodedTensor:
         """The weights as a file holds them."""
-        return unpack(
-            self.matrix(), base=self.base, seed=self.seed, stream=self.stream, shape=self.shape, dtype=self.dtype
-        )
+        return unpack(self.matrix(), seed=self.seed, form=self.form)
 
     def weight(self) -> Tensor:
         """The dense weights, on the device of the bits, bit for bit those of the file."""
-        return dense_rows(self.matrix()).to(self.dtype).view(self.shape)
+        return dense_rows(self.matrix()).to(self.form.dtype).view(self.form.shape)
 
     def _dense(self, layer: nn.Module, bias: Tensor | None = None) -> nn.Module:
         layer.weight = nn.Parameter(self.weight())
@@ -74,7 +71,7 @@ class PackedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         held = "signs regenerated" if self.signs else "signs held"
-        return f"{list(self.shape)}, {len(self.planes)} bits a weight, {held}, {self.matrix().n_bytes:,} bytes"
+        return f"{list(self.form.shape)}, {len(self.planes)} bits a weight, {held}, {self.matrix().n_bytes:,} bytes"
 
 
 class PackedLinear(PackedLayer):
@@ -214,7 +211,7 @@ class PackedEmbedding(PackedLayer):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows: Tensor = operators.embedding(
-            ids, self.planes, self.scale, self.offset, self.n_columns, self.signs, self.dtype
+            ids, self.planes, self.scale, self.offset, self.n_columns, self.signs, self.form.dtype
         )
         return rows
 

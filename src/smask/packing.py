@@ -15,7 +15,7 @@ regenerated magnitude                                  P: the mask of a supermas
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -117,22 +117,26 @@ def pack(coded: CodedTensor, seed: int, *, regenerate_signs: bool = False) -> Pa
     return PackedMatrix(_levels(magnitude, _rows(signs, n_rows, n_columns)), n_columns, coded.scale, coded.offset)
 
 
-def unpack(
-    packed: PackedMatrix, *, base: str, seed: int, stream: int, shape: tuple[int, ...], dtype: torch.dtype
-) -> CodedTensor:
-    """The coded tensor that :func:`pack` was given; flips are left out where all signs are those of the base."""
+def unpack(packed: PackedMatrix, *, seed: int, form: CodedTensor) -> CodedTensor:
+    """The coded tensor that :func:`pack` was given; flips are left out where all signs are those of the base.
+
+    Args:
+        packed: Its weights.
+        seed: Seed of the file.
+        form: All that is not weights; planes, flips, scale and offset are not looked at.
+    """
     n_rows, n_columns = packed.n_rows, packed.n_columns
     planes = packed.planes.cpu()
     flip = None
     if packed.signs is None:
         negative, planes = planes[0], _negated(planes[1:], planes[0])
         n_bytes = (n_rows * n_columns + 7) >> 3
-        signs = bases.sign_bytes(seed, stream=stream, start_byte=0, n_bytes=n_bytes, kind=base)
+        signs = bases.sign_bytes(seed, stream=form.stream, start_byte=0, n_bytes=n_bytes, kind=form.base)
         wrong = (negative ^ _rows(signs, n_rows, n_columns)) & _any(planes)
         flip = _flat(wrong, n_columns) if bool(wrong.any()) else None
     flat = tuple(_flat(plane, n_columns) for plane in planes)
     offset = None if packed.offset is None else packed.offset.cpu()
-    return CodedTensor(shape, stream, flat, packed.scale.cpu(), base, flip=flip, offset=offset, dtype=dtype)
+    return replace(form, planes=flat, scale=packed.scale.cpu(), flip=flip, offset=offset)
 
 
 def dense_rows(packed: PackedMatrix, rows: Tensor | None = None) -> Tensor:

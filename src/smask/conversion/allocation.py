@@ -50,7 +50,18 @@ class Search:
         """The pass whose file is nearest to the goal without missing it."""
         largest, n = self._model.largest, self._model.n_elements
         smallest, largest = grid(largest * 2.0**-15), grid(max(largest, 2.0**-60) * 4)
-        head, tail, coarsest = n, Plan(), largest
+        self._look(n, smallest, largest)
+        # Where tensors change between a trellis and plain rounding, sizes may jump over the goal.
+        if (self._best is None or not self._hit(self._best[0])) and self._model.round_plainly():
+            self._costs.clear()
+            self._look(n, smallest, largest)
+        if self._best is None:
+            raise self._unreachable(self._cost(Plan(((n, smallest if self._goal.error else largest),))))
+        return self._best[1]
+
+    def _look(self, head: int, smallest: float, coarsest: float) -> None:
+        """Makes passes until one meets the goal, or there is nothing left to try."""
+        tail = Plan()
         for _ in range(MAX_NESTED):
             steps = self._bracket(head, tail, smallest, coarsest)
             if steps is None:
@@ -60,9 +71,6 @@ class Search:
                 break
             # At one more weight the cost jumps over the goal. Leave it, and make those before it finer.
             head, tail, coarsest = n_fine, Plan(((head, steps[1]), *tail.parts)), steps[0]
-        if self._best is None:
-            raise self._unreachable(self._cost(Plan(((n, smallest if self._goal.error else largest),))))
-        return self._best[1]
 
     def _bracket(self, head: int, tail: Plan, smallest: float, largest: float) -> tuple[float, float] | None:
         """Two steps next to each other, for all before ``head``, of which the finer costs more than the goal allows and

@@ -93,6 +93,7 @@ class LossyModel:
         self._first: dict[str, str] = {}
         self._starts: dict[str, int] = {}
         self._estimates: dict[float, tuple[float, float]] = {}
+        self._trellises = True
         self._norms = moments.norms_after(checkpoint.entries)
         self.largest, self.n_elements, self._n_other = 0.0, 0, 0
         contents: dict[tuple[object, ...], str] = {}
@@ -133,6 +134,12 @@ class LossyModel:
         """Whether anything is to be rounded."""
         return self.largest > 0
 
+    def round_plainly(self) -> bool:
+        """Uses no trellis from now on; whether any was used before, or may have been."""
+        before, self._trellises = self._trellises, False
+        self._estimates.clear()
+        return before and any(scanned.n_window == 1 for scanned in self._scanned.values())
+
     def estimate(self, step: float) -> tuple[float, float]:
         """Bytes of all planes and the relative error at a step, from the samples."""
         if step not in self._estimates:
@@ -140,7 +147,7 @@ class LossyModel:
             for scanned in self._scanned.values():
                 own = step_for(step, scanned.largest)
                 rule = scanned.sample.rule(own)
-                saved = paths.SAVES if scanned.on_trellis(own, rule) else 0
+                saved = paths.SAVES if self._trellises and scanned.on_trellis(own, rule) else 0
                 bits += scanned.share * rule.n_bits * (1 - saved)
                 error += scanned.share * rule.error * own * own
                 energy += scanned.energy
@@ -242,24 +249,21 @@ class LossyModel:
     def _leveled(self, name: str, tensor: Tensor, plan: Plan) -> Leveled:
         near = self._near(name, tensor)
         scanned, scaled = self._scanned[name], _difference(tensor, near)
-        n_window, levels, start = scaled.shape[1], [], 0
+        n_window = scaled.shape[1]
         cuts = [(n // n_window, step_for(step, scanned.largest))
                 for n, step in plan.cut(self._starts[name], scanned.n_weights, n_window)]  # fmt: skip
-        if len(cuts) == 1:
-            ((_, step),) = cuts
-            rule = scanned.sample.rule(step)
-            on_trellis = scanned.on_trellis(step, rule)
-            step = paths.finer(step) if on_trellis else step
-            scaled /= np.float32(step)
-            found = paths.levels_of(scaled) if on_trellis else levels_of(scaled, rule)
-            return self.raised(name, leveled(tensor, scaled, found, step, near, trellis=on_trellis), tensor)
+        rules = [scanned.sample.rule(step) for _, step in cuts]
+        on_trellis = self._trellises and all(map(scanned.on_trellis, (step for _, step in cuts), rules))
+        steps = [np.float32(paths.finer(step) if on_trellis else step) for _, step in cuts]
+        parts = np.split(scaled, np.cumsum([n for n, _ in cuts])[:-1])
+        for part, step in zip(parts, steps, strict=True):
+            part /= step
+        levels = paths.levels_of(scaled) if on_trellis else np.concatenate([*map(levels_of, parts, rules)])
         # Levels are those that each part has at its own step and so cost the same; they then stand for the finest step.
-        finest = min(step for _, step in cuts)
-        for n, step in cuts:
-            levels.append(levels_of(scaled[start : start + n] / np.float32(step), scanned.sample.rule(step)))
-            start += n
-        rounded = leveled(tensor, scaled / np.float32(finest), np.concatenate(levels), finest, near)
-        return self.raised(name, rounded, tensor)
+        for part, step in zip(parts, steps, strict=True):
+            part *= step / min(steps)
+        found = leveled(tensor, scaled, levels, float(min(steps)), near, trellis=on_trellis)
+        return self.raised(name, found, tensor)
 
     def raised(self, name: str, found: Leveled, tensor: Tensor, seen: Moments | None = None) -> Leveled:
         """The length given back that rounding took: not where a norm follows, nor of what is added to a base."""
