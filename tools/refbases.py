@@ -4,6 +4,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from functools import cache
+from itertools import repeat
 from statistics import NormalDist
 
 NORMAL_SHA256 = "6621a18f629e82396c088501c1095eae46f6d8033b42db7b4158e0f4cf34a0ce"
@@ -32,6 +33,9 @@ def normal_table() -> tuple[float, ...]:
 
 
 def base_values(base: str, seed: int, stream: int, start: int, count: int) -> Iterator[float]:
+    if base == "one":
+        yield from repeat(1.0, count)
+        return
     share = {"signed": 32, "uniform": 1, "normal": 2}[base]  # weights to a word
     source, word = words(seed, stream, start // share), 0
     for i in range(start, start + count):

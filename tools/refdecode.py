@@ -11,9 +11,10 @@ from bitarray import bitarray
 from zstandard import DICT_TYPE_RAWCONTENT, ZstdCompressionDict
 
 from refbases import base_values
+from refcontexts import Known
 from referrors import OverLimit, Refused, Unsupported, need
 from refmanifest import MAX_MANIFEST, WIDTH, read_manifest
-from refsections import Planes, Sections, decode_section, inflate
+from refsections import Planes, Sections, decode_section, inflate, trellis_magnitudes
 from refvalues import coarser, join_byte_planes, origin_values, plain_values, reconstruct, restore, widen
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype, shape, little-endian bytes
@@ -82,15 +83,15 @@ def decode_file(
     need(m.base_digest is None or (base is not None and base_digest(base) == m.base_digest), "I-03", "another base")
     blobs = iter(m.blobs)
 
-    def section(_: str, n_bits: int) -> bitarray:
+    def section(_: str, n_bits: int, known: Known | None = None) -> bitarray:
         nonlocal place
         coding, size = next(blobs)
         if place + size > len(data):
             raise Missing
         place += size
-        return decode_section(coding, data[place - size : place], n_bits)
+        return decode_section(coding, data[place - size : place], n_bits, known)
 
-    states = [Planes(r.size if r.planes else 0) for r in m.tensors]
+    states = [Planes(tuple(r.shape) if r.planes else (0,)) for r in m.tensors]
     try:
         arrays = iter(join_byte_planes(m.sizes, m.byte_planes, section))
     except Missing:
@@ -127,12 +128,14 @@ def tensor_of(m: Record, r: Record, state: Planes, parts: list[bytes], base: dic
     scale, offset = [widen(part, stored, "F32") for part, (stored, _) in zip(parts, r.values, strict=True)] + [
         bytes(4)
     ] * (not r.offset)
-    scale, offset = coarser(scale, offset, r.planes - len(state.planes) if state.planes else 0)
+    missing = r.planes - len(state.planes) if state.planes else 0
+    scale, offset = coarser(scale, offset, missing, trellis=r.trellis)
+    q = trellis_magnitudes(state.magnitudes) if r.trellis and not missing else state.magnitudes
     over = None if r.of is None else origin_values(origin, origin_dtype)
     masked = r.base == "file"
     numbers = over if masked else base_values(r.base, m.seed, r.stream, 0, r.size)
     return reconstruct(
-        state, iter(numbers), scale, offset, r.dtype, added=None if masked else over, flush=over is not None
+        q, state.flips, iter(numbers), scale, offset, r.dtype, added=None if masked else over, flush=over is not None
     )
 
 

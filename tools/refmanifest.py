@@ -103,6 +103,7 @@ RECORD: Rules = {  # M-11 has the dtypes, bases and axes
     "base": (is_string, "signed"),
     "stream": (lambda v: is_integer(v, 0, 2**32 - 1), 0),
     "flip": (lambda v: isinstance(v, bool), False),
+    "trellis": (lambda v: isinstance(v, bool), False),
     "scale": (is_parameter, ABSENT),
     "offset": (is_parameter, ABSENT),
     "same": (is_name, ABSENT),
@@ -155,12 +156,12 @@ def read_manifest(text: bytes) -> Record:
         r.values = r.parameters if r.planes or r.same or r.copied else [(r.stored, r.size)]
         r.width = WIDTH[r.stored] if r.planes and r.stored else 0
     coded = [r for r in m.tensors if r.planes]
-    seeded = any(not r.width and r.base != "file" for r in coded)
+    seeded = any(not r.width and r.base not in ("file", "one") for r in coded)
     need((m.seed is not None) == seeded, "M-08", "no seed, or nothing to use it")
     need((m.seed or 0) < 2**64, "M-08", "seed of more than 64 bits")
     over = any(r.of is not None for r in m.tensors)
     need((m.base_digest is not None) == over, "M-15", "no digest of a base, or nothing to use it")
-    known([coding for coding, _ in m.blobs], ["raw", "zstd", "gap-zstd"], "coding")
+    known([coding for coding, _ in m.blobs], ["raw", "zstd", "gap-zstd", "range"], "coding")
     m.sizes = [(WIDTH[dtype], count) for r in m.tensors for dtype, count in r.values]
     m.byte_planes = max((width for width, count in m.sizes if count), default=0)
     sections = m.byte_planes + sum(r.planes * (2 + r.flip) - 1 + r.width for r in coded)
@@ -211,8 +212,10 @@ def check_record(r: Record, earlier: dict[str, Record]) -> None:
     need(r.scale and not r.stored, "M-07", "coded record without scale or with `stored`")
     need(r.dtype in ("F16", "BF16", "F32", "F64") and r.shape, "M-07", "coded integers or scalar")
     need(set(dtypes) <= {"F16", "BF16", "F32"}, "M-07", "dtype of scale or offset")
-    known([r.base], ["signed", "uniform", "normal", "file"], "base")
+    known([r.base], ["signed", "uniform", "normal", "file", "one"], "base")
     need(r.base != "file" or (r.of is not None and not r.stream), "M-16", "base `file` without `of` or with a stream")
+    need(r.base != "one" or not r.stream, "M-17", "base `one` with a stream")
+    need(not r.trellis or r.planes <= 15, "M-18", "trellis of 16 planes")
     known([pair[0] for pair in (r.scale, r.offset) if pair], ["tensor", "channel"], "axis")
 
 

@@ -1,14 +1,16 @@
 """Sections: zstd frames (section 5), bit codings (section 10), and planes that follow from one another (section 9)."""
 
 from collections.abc import Callable
+from math import prod
 
 from bitarray import bitarray
 from bitarray.util import zeros
 from zstandard import ZstdCompressionDict, ZstdDecompressor, ZstdError, get_frame_parameters
 
+from refcontexts import Known, decode_range
 from referrors import Refused, need
 
-Sections = Callable[[str, int], bitarray]  # the next section, given its kind and number of bits
+Sections = Callable[..., bitarray]  # the next section, given its kind, number of bits and, of planes, what is Known
 
 
 def inflate(frame: bytes, check: Callable[[int], None], dictionary: ZstdCompressionDict | None = None) -> bytes:
@@ -34,8 +36,12 @@ def inflate_empty(zstd: ZstdDecompressor, frame: bytes) -> bytes:
     return b""
 
 
-def decode_section(coding: str, blob: bytes, n_bits: int) -> bitarray:
+def decode_section(coding: str, blob: bytes, n_bits: int, known: Known | None = None) -> bitarray:
     n_bytes = (n_bits + 7) // 8
+    if coding == "range":
+        need(known, "E-05", "not of a plane")
+        need(len(known.open) <= 2**22, "E-05", f"of {len(known.open)} weights")
+        return decode_range(blob, known)
     if coding == "gap-zstd":
         return place_gaps(inflate(blob, lambda size: need(size <= n_bits, "B-07", "more gaps than bits")), n_bits)
     if coding == "zstd":
@@ -62,21 +68,31 @@ def place_gaps(gaps: bytes, n_bits: int) -> bitarray:
 class Planes:
     """What the planes read so far say of the weights of a tensor; `planes` has them from the highest."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        size, self.shape = prod(shape), shape
         self.significant, self.flips = zeros(size, "little"), zeros(size, "little")
         self.planes: list[bitarray] = []
+        self.magnitudes = [0] * size  # or indices of a trellis
         self.value_bytes: list[bytes] = []
 
     def read(self, flip: bool, section: Sections) -> None:
+        def bits(kind: str, weights: bitarray) -> bitarray:
+            known = Known(kind, self.shape, self.magnitudes, self.flips, weights)
+            return section(kind, weights.count(), known)
+
         plane, still_open = zeros(len(self.flips), "little"), ~self.significant
-        plane[still_open] = section("significance", still_open.count())
+        plane[still_open] = bits("significance", still_open)
         new = plane.copy()
         if flip:
-            self.flips[new] = section("flip", new.count())
+            self.flips[new] = bits("flip", new)
         if self.planes:
-            plane[self.significant] = section("refinement", self.significant.count())
+            plane[self.significant] = bits("refinement", self.significant)
         self.significant |= new
+        self.add(plane)
+
+    def add(self, plane: bitarray) -> None:
         self.planes.append(plane)
+        self.magnitudes = [2 * high + bit for high, bit in zip(self.magnitudes, plane, strict=True)]
 
     def read_values(self, section: Sections) -> None:
         self.value_bytes.append(section("values", 8 * self.significant.count()).tobytes())
@@ -92,8 +108,13 @@ class Planes:
                 data[i * width + b] = byte
         return bytes(data)
 
-    def magnitudes(self) -> list[int]:
-        q = [0] * len(self.flips)
-        for plane in self.planes:
-            q = [2 * high + bit for high, bit in zip(q, plane, strict=True)]
-        return q
+
+def trellis_magnitudes(indices: list[int]) -> list[int]:
+    """[T-01]"""
+    lag, states = 8 * -(-len(indices) // 1024), []
+    for i in range(len(indices)):
+        near, parity, far = i - lag, i - 2 * lag, i - 3 * lag
+        state = states[near] if near >= 0 else 0
+        state ^= indices[parity] & 1 if parity >= 0 else 0
+        states.append(state ^ (states[far] if far >= 0 else 0))
+    return [2 * j - state if j else 0 for j, state in zip(indices, states, strict=True)]

@@ -5,9 +5,11 @@ import struct
 from collections.abc import Iterator
 from itertools import islice
 
+from bitarray import bitarray
+
 from referrors import need
 from refmanifest import WIDTH
-from refsections import Planes, Sections
+from refsections import Sections
 
 CODES = {"BOOL": "B", "U8": "B", "I8": "b", "I16": "h", "I32": "i", "I64": "q"}  # of struct
 CODES |= {"F16": "e", "BF16": "H", "F32": "f", "F64": "d"}
@@ -63,15 +65,15 @@ def narrow(weight: float, dtype: str) -> bytes:
 
 
 def reconstruct(
-    planes: Planes, base: Iterator[float], scale: bytes, offset: bytes, dtype: str, *, added: list[float] | None = None,
-    flush: bool = False,
+    q: list[int], flips: bitarray, base: Iterator[float], scale: bytes, offset: bytes, dtype: str, *,
+    added: list[float] | None = None, flush: bool = False,
 ) -> bytes:  # fmt: skip
     """Section 12; `added` are the values of [R-07], `flush` asks for [R-06]."""
-    q, scales, offsets = planes.magnitudes(), unpack(scale, "F32"), unpack(offset, "F32")
+    scales, offsets = unpack(scale, "F32"), unpack(offset, "F32")
     need(all(s == 0 or 2.0**-64 <= abs(s) <= 2.0**64 for s in scales), "R-02", "scale")
     need(all(o == 0 or 2.0**-40 <= abs(o) <= 2.0**16 for o in offsets), "R-02", "offset")
     result = bytearray()
-    for i, (magnitude, flip, b) in enumerate(zip(q, planes.flips, base, strict=True)):
+    for i, (magnitude, flip, b) in enumerate(zip(q, flips, base, strict=True)):
         s, o = (values[i // (len(q) // len(values))] for values in (scales, offsets))  # rows are channels
         weight = f32(f32(s * f32(magnitude - o)) * b) * (-1 if flip else 1) if magnitude else 0.0
         weight = weight if added is None else f32(added[i] + weight)
@@ -107,12 +109,14 @@ def restore(folded: bytes, origin: bytes, dtype: str) -> bytes:
     return bytes(out)
 
 
-def coarser(scale: bytes, offset: bytes, missing: int) -> tuple[bytes, bytes]:
+def coarser(scale: bytes, offset: bytes, missing: int, *, trellis: bool) -> tuple[bytes, bytes]:
     """[R-09]: scale and offset where so many planes are missing."""
     if not missing:
         return scale, offset
-    middle = 7 / 16 * (2**missing - 1)
-    offsets = [f32(o - middle) / 2**missing for o in unpack(offset, "F32")]
-    scales = [s * 2**missing for s in unpack(scale, "F32")]
+    step, middle = 2**missing, 7 / 16 * (2**missing - 1)
+    if trellis:
+        step, middle = 2 * step, 2 * middle - 1 / 2
+    offsets = [f32(o - middle) / step for o in unpack(offset, "F32")]
+    scales = [s * step for s in unpack(scale, "F32")]
     pack = [struct.pack(f"<{len(v)}f", *v) for v in (scales, [o if abs(o) >= 2.0**-40 else 0.0 for o in offsets])]
     return pack[0], pack[1]

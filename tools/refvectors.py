@@ -13,9 +13,11 @@ from bitarray import bitarray
 from bitarray.util import zeros
 
 from refbases import base_values, philox, words
+from refcontexts import Known
 from refdecode import decode_file, describe, digest
 from referrors import Refused
-from refsections import Planes, decode_section
+from refrange import RangeDecoder
+from refsections import Planes, decode_section, trellis_magnitudes
 from refvalues import join_byte_planes, narrow, reconstruct
 
 VECTORS = Path(__file__).resolve().parents[1] / "spec/vectors"
@@ -31,6 +33,13 @@ def bits_of(text: str | None, n_bits: int) -> bitarray:
     return decode_section("raw", bytes.fromhex(text), n_bits) if text else zeros(n_bits, "little")
 
 
+def numbers_of(planes: list[str], n_weights: int) -> list[int]:
+    state = Planes((n_weights,))
+    for plane in planes:
+        state.add(bits_of(plane, n_weights))
+    return state.magnitudes
+
+
 def words_case(count: int, *arguments: int) -> list[int]:
     return list(islice(words(*arguments), count))
 
@@ -42,9 +51,9 @@ def bases_case(v: dict[str, Any]) -> str:
 
 def planes_case(v: dict[str, Any]) -> tuple[list[bitarray], bitarray, list[dict[str, Any]]]:
     """Planes, flips, and the sections that were asked for."""
-    state, queue, asked = Planes(v["n_weights"]), iter(v["sections"]), []
+    state, queue, asked = Planes((v["n_weights"],)), iter(v["sections"]), []
 
-    def section(kind: str, n_bits: int) -> bitarray:
+    def section(kind: str, n_bits: int, _: Known) -> bitarray:
         bits = next(queue)["bits"]
         asked.append({"plane": len(v["planes"]) - 1 - len(state.planes), "kind": kind, "n_bits": n_bits, "bits": bits})
         return bits_of(bits, n_bits)
@@ -63,15 +72,38 @@ def floats_case(v: dict[str, Any]) -> list[str]:
 
 def reconstruction_case(v: dict[str, Any]) -> str:
     n = math.prod(v["shape"])
-    state = Planes(n)
-    state.planes, state.flips = [bits_of(plane, n) for plane in v["planes"]], bits_of(v["flip"], n)
+    q, flips = numbers_of(v["planes"], n), bits_of(v["flip"], n)
     base = base_values(v["base"], v["seed"], v["stream"], 0, n)
     scale, offset = bytes.fromhex(v["scale"]), bytes.fromhex(v["offset"] or "00000000")
-    return reconstruct(state, base, scale, offset, v["dtype"]).hex()
+    return reconstruct(q, flips, base, scale, offset, v["dtype"]).hex()
 
 
 def bitcoding_case(coding: str, blob: str, n_bits: int) -> str:
     return decode_section(coding, bytes.fromhex(blob), n_bits).tobytes().hex()
+
+
+def rangecoding_case(v: dict[str, Any]) -> str:
+    decoder = RangeDecoder(bytes.fromhex(v["blob"]))
+    bits = bitarray(map(decoder.bit, v["chances"]), endian="little")
+    decoder.finish()
+    return bits.tobytes().hex()
+
+
+def contexts_case(v: dict[str, Any]) -> tuple[int, str]:
+    above = v["above"]  # flipped ones are negative
+    weights = {
+        "significance": lambda: bitarray([a == 0 for a in above], endian="little"),
+        "flip": lambda: bits_of(v["new"], len(above)),
+        "refinement": lambda: bitarray([a != 0 for a in above], endian="little"),
+    }[v["kind"]]()
+    flips = bitarray([a < 0 for a in above], endian="little")
+    known = Known(v["kind"], tuple(v["shape"]), [*map(abs, above)], flips, weights)
+    bits = decode_section("range", bytes.fromhex(v["blob"]), weights.count(), known)
+    return len(bits), bits.tobytes().hex()
+
+
+def trellis_case(v: dict[str, Any]) -> list[int]:
+    return trellis_magnitudes(numbers_of(v["indices"], v["n_weights"]))
 
 
 def base_of(folder: Path) -> dict[str, Any]:
@@ -113,6 +145,12 @@ def cases(folder: Path) -> Iterator[tuple[Any, ...]]:
         yield from (("bitcoding.accept", v["bits"], bitcoding_case, *blob, v["n_bits"]) for blob in v["blobs"].items())
     for v in load("bitcoding.json")["reject"]:
         yield "bitcoding.reject", ("Refused", v["clause"]), bitcoding_case, v["coding"], v["blob"], v["n_bits"]
+    yield from (("rangecoding.accept", v["bits"], rangecoding_case, v) for v in load("rangecoding.json")["accept"])
+    for v in load("rangecoding.json")["reject"]:
+        yield "rangecoding.reject", ("Refused", v["clause"]), rangecoding_case, v
+    yield from (("contexts", (v["n_bits"], v["bits"]), contexts_case, v) for v in load("contexts.json"))
+    for v in load("trellis.json"):
+        yield "trellis", numbers_of(v["magnitudes"], v["n_weights"]), trellis_case, v
     yield from (("floats", [array["bytes"] for array in v["values"]], floats_case, v) for v in load("floats.json"))
     yield from (("reconstruction", v["weights"], reconstruction_case, v) for v in load("reconstruction.json"))
     yield from (("progressive", v["digest"], progressive_case, folder, v) for v in load("progressive.json"))
