@@ -74,10 +74,12 @@ def density_of(byte: int) -> tuple[int, int]:
     return 16 + (byte & 15), 5 + (byte >> 4)
 
 
+DENSITIES = np.array([numerator * 2.0**-shift for numerator, shift in map(density_of, range(256))])
+
+
 def byte_of(n_ones: int, n_bits: int) -> int:
     """The byte whose density is nearest to that of a section."""
-    numerator, shift = np.array([density_of(byte) for byte in range(256)]).T
-    return int(np.abs(numerator * 2.0**-shift - n_ones / max(1, n_bits)).argmin())
+    return int(np.abs(DENSITIES - n_ones / max(1, n_bits)).argmin())
 
 
 def significance_reference(above: Integers, byte: int) -> Model:
@@ -135,7 +137,7 @@ def significance(above: Integers, byte: int) -> Model:
             eighths = eighths + (_logs(places * n) - _log(n_i * so_far + n))
         block = is_open[first:last]
         contexts = np.broadcast_to(eighths, block.shape)[block]
-        contexts = np.clip((contexts >> 2) + N_CONTEXTS // 2, 0, N_CONTEXTS - 1)
+        contexts = np.minimum(N_CONTEXTS - 1, np.maximum(0, (contexts >> 2) + N_CONTEXTS // 2))
         bits = yield counts.chances(contexts)
         counts.see(contexts, bits)
         found = np.zeros(block.shape, np.int64)

@@ -33,7 +33,7 @@ class Counts:
 
     def chances(self, contexts: Integers) -> Integers:
         """Of a one for bits in these contexts, out of 65536: never 0, never certain."""
-        chances: Integers = np.clip(CERTAIN * self._ones // self._all, 1, CERTAIN - 1)
+        chances: Integers = np.minimum(CERTAIN - 1, np.maximum(1, CERTAIN * self._ones // self._all))
         return chances[contexts]
 
     def see(self, contexts: Integers, bits: Booleans) -> None:
