@@ -62,6 +62,13 @@ def context_cases() -> Iterator[tuple[str, np.ndarray, np.ndarray | None, np.nda
             yield "flip", signed, new, random.random(int(new.sum())) < 0.4
             if most:
                 yield "refinement", signed, None, random.random(int((above > 0).sum())) < 0.45
+    # Densities at both ends, rows that lean far to one side, and refinements that differ by magnitude.
+    yield "significance", np.zeros((90, 20), np.int64), None, np.zeros(1800, bool)
+    yield "significance", np.zeros((90, 20), np.int64), None, np.ones(1800, bool)
+    above = np.where(np.arange(90)[:, None] % 3, -1, 0) * np.ones((1, 80), np.int64)
+    yield "flip", above, above == 0, random.random(30 * 80) < 0.9
+    above = random.integers(1, 7, (60, 20))
+    yield "refinement", above, None, random.random(above.size) < np.where(above > 3, 0.9, 0.2).reshape(-1)
 
 
 def contexts_vectors() -> list[dict[str, Any]]:

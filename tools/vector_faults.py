@@ -130,11 +130,22 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "scale-infinite": (bad_scale(good, float("inf")), "FormatError", "R-02"),
         "mask-of-nan": (over_unfit("nan"), "FormatError", "S-06"),
         "mask-beyond-binary32": (over_unfit("huge"), "FormatError", "S-06"),
+        "range-beyond-its-bytes": (by_range(good, (64, 64), b"\x00"), "FormatError", "E-06"),
+        "range-without-density": (by_range(good, (2, 0), b""), "FormatError", "E-01"),
         "scale-subnormal": (bad_scale(good, 2.0**-130), "FormatError", "R-02"),
     }
     for file, changes in ((good, changed), (values_file(), refused_changes()), (over_file(), refused_over())):
         out |= {name: (rewritten(file, change), error, clause) for name, (change, error, clause) in changes.items()}
     return out
+
+
+def by_range(good: bytes, shape: tuple[int, ...], blob: bytes) -> bytes:
+    """The worked example with another shape and its plane coded by range."""
+    opened = manifest.open_file(good, limits=smask.Limits())
+    fields = json.loads(manifest.emit(opened.manifest))
+    fields["tensors"][0]["shape"] = list(shape)
+    fields["blobs"][-1] = ["range", len(blob)]
+    return container.pack(manifest.canonical(fields), [*map(bytes, opened.blobs[:-1]), blob])
 
 
 def bad_scale(good: bytes, value: float) -> bytes:

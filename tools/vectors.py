@@ -22,7 +22,7 @@ from smask import architectures, integrity, named_nets, reconstruction
 from smask.coded import CodedTensor
 from smask.recipe import Recipe
 from vector_contexts import contexts_vectors, rangecoding_vectors, trained_tensors, trellis_vectors
-from vector_faults import LOADER_ONLY, rejected, rewritten
+from vector_faults import LOADER_ONLY, by_range, rejected, rewritten
 from vector_over import base_file, over_file, progressive_vectors
 from vector_sections import (
     bases_vectors,
@@ -114,6 +114,9 @@ def accepted() -> dict[str, bytes]:
         ),
         "halves": model_file({"w": small_halves()}, {}, seed=2),
         "language": language_file(),
+        "ranged-but-empty": by_range(
+            model_file({"w": single([], (7, 0), [1.0], base="one")}, {}, seed=0), (7, 0), b"\x00"
+        ),
         "trained": model_file(trained_tensors(), {}, seed=0),
         "values": values_file(),
         "base": base_file(),

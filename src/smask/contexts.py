@@ -66,7 +66,8 @@ class Context:
             assert self.new is not None
             return signs(self.above, self.new)
         model = significance if self.kind == "significance" else refinement
-        return model(np.abs(self.above).reshape(*self.above.shape[:2], -1), byte)
+        n_window = math.prod(self.above.shape[2:])
+        return model(np.abs(self.above).reshape(*self.above.shape[:2], n_window), byte)
 
 
 def density_of(byte: int) -> tuple[int, int]:
