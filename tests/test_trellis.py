@@ -28,7 +28,7 @@ def unpacked(planes: list[np.ndarray], n: int) -> np.ndarray:
     )
 
 
-@pytest.mark.clause("T-01")
+@pytest.mark.clause("J-01")
 def test_vectors(vectors: Path) -> None:
     for case in json.loads((vectors / "trellis.json").read_text()):
         indices, magnitudes = (
@@ -94,7 +94,7 @@ def test_a_trellis_beats_plain_rounding() -> None:
     assert 0.07 < found[0] - found[1] < 0.25
 
 
-@pytest.mark.clause("T-02")
+@pytest.mark.clause("J-02")
 @pytest.mark.clause("R-09")
 def test_files_and_their_beginnings(tmp_path: Path) -> None:
     weights = torch.from_numpy(np.random.default_rng(5).normal(0, 1, (120, 64)).astype(np.float32))

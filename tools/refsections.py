@@ -110,7 +110,7 @@ class Planes:
 
 
 def trellis_magnitudes(indices: list[int]) -> list[int]:
-    """[T-01]"""
+    """[J-01]"""
     lag, states = 8 * -(-len(indices) // 1024), []
     for i in range(len(indices)):
         near, parity, far = i - lag, i - 2 * lag, i - 3 * lag
