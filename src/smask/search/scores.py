@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import bases
+from ..fills import flushed
 from .ranks import Ranks, mixed
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class MaskedWeight:
             below but the threshold has these rows too.
         latent: Trained latents, float32 [c, ...].
         scale: Trained factor, float32 [c, 1, ...] or [1, 1, ...].
-        base: Frozen base weights, never saved: the seed regenerates them.
+        base: Frozen base weights, never saved: the seed regenerates them, or they are those of ``origin``.
+        kind: Of the base: ``file`` where there is an origin.
+        origin: A tensor of another checkpoint, floating [C, ...], finite in binary32, or None.
         sign: Their signs; the same tensor for the signed base.
         threshold: float32 [n_coats]; a weight has a coat for each that its rank is above.
         density: Kept weights over weights at the end.
@@ -103,24 +106,31 @@ class MaskedWeight:
         density: float,
         fan_in: float,
         rows: Rows | None = None,
+        origin: Tensor | None = None,
     ) -> None:
         n_row, device = weight[0].numel() if weight.shape[0] else 0, weight.device
         self._rows = rows = rows or Rows(0, weight.shape[0], None)
         self.parameter, self.shape, self.weight = weight, weight.shape, rows.local(weight)
-        values = bases.base_weights(
-            kind, seed, stream=stream, start=rows.first * n_row, n_weights=rows.n * n_row, device=device
-        )
-        self.method, self.kind, self.stream, self._seed = method, kind, stream, seed
+        self.origin, self.kind = origin, kind if origin is None else "file"
+        if origin is None:
+            values = bases.base_weights(
+                kind, seed, stream=stream, start=rows.first * n_row, n_weights=rows.n * n_row, device=device
+            )
+        else:
+            values = flushed(origin[rows.first : rows.last].to(device, torch.float32))
+        self.method, self.stream, self._seed = method, stream, seed
         self.density = self.now = density
-        self.base = values.view(self.weight.shape)
-        self.sign = self.base if kind == "signed" else self.base.sign()
+        self.base = values.reshape(self.weight.shape)
+        self.sign = self.base if self.kind == "signed" else self.base.sign()
         self.threshold = torch.zeros(method.n_coats, device=device)
         self.kept: Tensor | None = None
         self.latent = nn.Parameter(self.sign.clone())
         # He et al., "Delving Deep into Rectifiers" (2015), section 2.2, with the fan-in that the mask leaves.
         self.deviation = math.sqrt(2.0 / max(1.0, fan_in))
         shape = (rows.n if per_channel else 1, *[1] * (weight.dim() - 1))
-        first = self.deviation / math.sqrt(float(rows.sum(self.base.square().sum())) / max(1, self.n_weights))
+        first = 1.0  # trained weights have the spread that they need
+        if origin is None:
+            first = self.deviation / math.sqrt(float(rows.sum(self.base.square().sum())) / max(1, self.n_weights))
         self.scale, self.per_channel = nn.Parameter(torch.full(shape, first, device=device)), per_channel
         self._sampled = _sample(self.n_weights, device)
         self._here = (self._sampled >= rows.first * n_row) & (self._sampled < rows.last * n_row)
