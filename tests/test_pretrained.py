@@ -207,7 +207,8 @@ def test_one_step_by_hand() -> None:
     assert layer.kind == "file"
     assert torch.equal(layer.base, torch.tensor([[2.0, -3.0, 0.0, 0.5]]))  # [R-06]
     assert torch.equal(layer.scale.detach(), torch.ones(1, 1))
-    layer.refresh(0.5)
+    assert layer.n_usable == 3
+    layer.refresh(2 / 3)
     layer.write()
     assert torch.equal(weight, torch.tensor([[2.0, -3.0, 0.0, 0.0]]))
     weight.grad = torch.ones(1, 4)
@@ -305,3 +306,19 @@ def test_usage(
     err = capsys.readouterr().err
     assert all(part in err for part in said)
     assert not (folder / "out.smask").exists()
+
+
+def test_weights_that_are_zero_in_the_base_are_never_kept(
+    digits_data: Dataset, upper: Dataset, trained: dict[str, Tensor]
+) -> None:
+    """Half of a pruned base are half of what it has left; a target counts the same way."""
+    name = "2.weight"
+    pruned = {**trained, name: torch.where(trained[name].abs() > trained[name].abs().quantile(0.75), trained[name], 0)}
+    n_left = int((pruned[name] != 0).sum())
+    for method in ("auto", "edge-popup"):
+        found = searched(digits_data, upper, pruned, density_rule="uniform", method=method, epochs=4)
+        assert int((found.state_dict()[name] != 0).sum()) == round(n_left / 2)
+        report = next(tensor for tensor in smask.inspect(encoded(found)).tensors if tensor.name == name)
+        assert report.n_kept == round(n_left / 2)
+    small = searched(digits_data, upper, pruned, target=smask.TargetSize(1200), epochs=4)
+    assert 1190 < len(encoded(small)) <= 1200

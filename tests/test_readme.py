@@ -51,10 +51,15 @@ def test_figures_are_the_measured_ones() -> None:
         import measurements
         import methods_table
         import packed_table
+        import tasks_table
     finally:
         sys.path.pop(0)
     assert "\n".join(packed_table.rows(json.loads((ROOT / "docs/bench.json").read_text()))) in README
     assert "\n".join(language_table.table(json.loads((ROOT / "docs/language.json").read_text()))) in README
     assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
+    measured_tasks = json.loads((ROOT / "docs/tasks.json").read_text())
+    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    for section, (_, rows_of) in tasks_table.SECTIONS.items():
+        assert "\n".join(rows_of(measured_tasks[section])) in page
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
         assert "\n".join(rows) in README

@@ -100,7 +100,7 @@ def find_masks(
         batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
             them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
         method: One of :data:`smask.search.methods.METHODS`.
-        density: Kept weights over all weights of masked layers, in (0, 1].
+        density: Kept weights over all weights of masked layers, over ``origin`` those that are not zero, in (0, 1].
         density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`.
         first_density, last_density: Densities of the first and last layer, in (0, 1].
         epochs: Passes over the batches.

@@ -107,7 +107,7 @@ class Search:
         return cubic(self.schedule.descent(self.done), start=start, end=layer.density)
 
     def density(self) -> float:
-        """Kept weights over weights of all masked layers now."""
+        """Kept weights over usable weights of all masked layers now."""
         return self._together(lambda layer: layer.now)
 
     def density_at_end(self) -> float:
@@ -115,8 +115,8 @@ class Search:
         return self._together(lambda layer: layer.density)
 
     def _together(self, density: Callable[[MaskedWeight], float]) -> float:
-        kept = sum(density(layer) * layer.n_weights for layer in self.layers.values())
-        return kept / sum(layer.n_weights for layer in self.layers.values())
+        kept = sum(density(layer) * layer.n_usable for layer in self.layers.values())
+        return kept / max(1, sum(layer.n_usable for layer in self.layers.values()))
 
     def floats(self) -> list[Tensor]:
         """Scales and the other floats that the file will hold."""
@@ -216,7 +216,7 @@ class Search:
     def counts(self, densities: Mapping[str, float] | None = None) -> dict[str, int]:
         """Exact number of kept weights of each layer, at the end or at given densities; never none."""
         return {
-            name: max(1, round((densities[name] if densities else layer.density) * layer.n_weights))
+            name: max(1, round((densities[name] if densities else layer.density) * layer.n_usable))
             for name, layer in self.layers.items()
         }
 
