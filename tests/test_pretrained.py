@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import smask
+from conftest import convolutional
 from smask import architectures, codec, named_nets
 from smask.cli.main import main
 from smask.errors import ArchitectureError, ArgumentError, BaseError, ResumeError, UnsupportedError
@@ -159,6 +160,23 @@ def test_a_new_head_is_seeded(digits_data: Dataset, trained: dict[str, Tensor]) 
     data = encoded(found)
     assert score(smask.load(data, base=trained), digits_data).accuracy > 0.9
     assert encoded(smask.load(data, base=trained)) == data
+
+
+def test_norms_begin_as_in_the_base(digits_data: Dataset) -> None:
+    """Convolution, batch norm, dropout: what is trained or moves is stored, the rest is that of the base."""
+    net = convolutional(digits_data, features=4, dropout=0.1)
+    base = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    base["2.running_mean"] += 3
+    net[2].requires_grad_(False)
+    found = searched(digits_data, digits_data, base, net=net, epochs=2)
+    data = encoded(found)
+    again = smask.load(data, base=base)
+    assert encoded(again) == data
+    forms = {tensor.name: (tensor.base, tensor.of) for tensor in smask.inspect(data).tensors}
+    assert forms["1.weight"] == ("file", "1.weight")
+    assert forms["2.weight"] == (None, "2.weight")  # does not require a gradient
+    assert forms["2.running_mean"] == (None, None)
+    assert not torch.allclose(again.state_dict()["2.running_mean"], base["2.running_mean"])
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("biprop", "auto")])

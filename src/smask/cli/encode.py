@@ -95,8 +95,8 @@ def add(commands: Any) -> None:
         help="signed, uniform or normal numbers of the seed, or a checkpoint or .smask file (default %(default)s)",
     )  # fmt: skip
     option("--scale", default="channel", metavar="S", help="one scale a channel or a tensor (default %(default)s)")
-    option("--no-learn-scale", action="store_true", help="keep the scales of the initialisation")
-    option("--no-learn-bias", action="store_true", help="no biases in masked layers")
+    option("--no-learn-scale", action="store_true", help="keep the scales of the initialisation, over a checkpoint 1")
+    option("--no-learn-bias", action="store_true", help="no biases in masked layers, over a checkpoint its own")
     option(
         "--float-dtype",
         default="bfloat16",

@@ -25,7 +25,7 @@ def add(option: Any) -> None:
     option("--base-std", metavar="S,S,S", help="what it then divides by; inputs are 0 to 1 before")
     option(
         "--leave-out", nargs="+", action="extend", metavar="NAME",
-        help="layers or weights that stay as in the base, unmasked, at no cost",
+        help="layers or weights that stay as in the base, unmasked, at no cost; statistics of norms follow the data",
     )  # fmt: skip
     option(
         "--train", nargs="+", action="extend", default=[], metavar="NAME",
