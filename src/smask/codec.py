@@ -133,7 +133,8 @@ def decode(
     """
     target = check_device(device)
     opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
-    tensors = dense_tensors(contents_of(opened, base_of(opened, base, limits), task), target)
+    number = groups.number_of(opened.manifest, task)
+    tensors = dense_tensors(contents_of(opened, base_of(opened, base, limits), number), target)
     return Tensors(tensors, prefixes.coverage_of(opened, task))
 
 
@@ -178,14 +179,14 @@ def load(
     """
     target = check_device(device)
     opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
-    arch = opened.manifest.arch
+    arch, number = opened.manifest.arch, groups.number_of(opened.manifest, task)
     if model is None:
         if arch.get("kind") == "external":
             raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
         model = architectures.build(arch, device="meta")
     check_fit(model, opened.manifest)
     found = base_of(opened, base, limits)
-    read = contents_of(opened, found, task)
+    read = contents_of(opened, found, number)
     # What names another tensor may be packed by itself.
     coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
     bits = _to_pack(model, coded, packed)
@@ -206,7 +207,7 @@ def load(
 def recipe_for(described: Manifest, task: str | None, coded: Mapping[str, CodedTensor], base: Base | None) -> Recipe:
     """What a model of a file, or of one of its tasks, is written again from."""
     origins = {}
-    for place, index in groups.holders(described, groups.group_of(described, task)).items():
+    for place, index in groups.holders(described, groups.number_of(described, task)).items():
         name, record = described.tensors[place].name, described.tensors[index]
         if base and record.of is not None and not record.has_levels:
             origins[name] = ("" if record.origin == name else record.origin, base.tensor(record.origin))

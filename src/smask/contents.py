@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from . import bitcoding, floats, planes
+from . import bitcoding, planes
 from .coded import CodedTensor
-from .dtypes import N_BYTES_OF_DTYPE
-from .groups import group_of, holders
+from .groups import holders
 from .manifest import Opened
 from .origins import Base, Origins
+from .parts import Part, parts_of
 from .reconstruction import reconstruct
-from .records import bit_sections, n_byte_planes
 from .stored_tensors import coded_tensor, plain_tensor, restored_tensor, stored_tensor, values_tensor
 
 
@@ -39,48 +38,40 @@ class Contents:
     seed: int
 
 
-def contents_of(opened: Opened, base: Base | None = None, task: str | None = None) -> Contents:
+def contents_of(
+    opened: Opened, base: Base | None = None, number: int = 0, *, parts: Sequence[Part] | None = None
+) -> Contents:
     """Decodes all sections of an opened file, or those of one task; nothing is regenerated yet.
 
     Args:
         opened: The file; blobs that are missing at its end make coarser tensors.
         base: Checkpoint that the file is over; not looked at where it is over none.
-        task: Which of several is wanted.
+        number: Of the task (:func:`smask.groups.number_of`).
+        parts: The file taken apart, where that was done already.
 
     Raises:
-        ArgumentError: No task of the file, or none named where there are several.
         BaseError: The file needs a base and has none, or another.
         FormatError, IntegrityError, LimitError, UnsupportedError: The file is not valid.
     """
-    records = opened.manifest.tensors
-    held = holders(opened.manifest, group_of(opened.manifest, task))
-    wanted = frozenset(held.values())
+    held = holders(opened.manifest, number)
     origins = Origins(opened.manifest, base)
-    n_first = n_byte_planes(records)
-    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=False))
-    shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
-    byte_planes = []
-    for byte, n_bytes, (described, blob) in zip(
-        reversed(range(n_first)), floats.plane_lengths(shapes), blobs[:n_first], strict=True
-    ):
-        byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
-    values = iter(floats.values_from_planes(byte_planes, shapes))
-    stored_of = [[(next(values), dtype) for _, dtype in record.parameters()] for record in records]
+    parts = parts_of(opened) if parts is None else parts
     assemblies = {
         index: planes.Assembly(record.n_weights, n_planes=record.planes, flip=record.flip)
-        for index, record in enumerate(records)
-        if record.planes and index in wanted
+        for index, record in ((index, parts[index].record) for index in held.values())
+        if record.planes
     }
-    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=False):
-        if index not in wanted:
-            continue
-        n_bits = assemblies[index].counts.n_bits(kind)
-        where = f"{kind} of plane {plane} of {records[index].name!r}"
-        assemblies[index].add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where))
+    in_file_order = sorted((section, index) for index in assemblies for section in parts[index].sections)
+    for section, of in in_file_order:
+        assembly, kind = assemblies[of], section.kind
+        where = f"{kind} of plane {section.plane} of {parts[of].record.name!r}"
+        n_bits = assembly.counts.n_bits(kind)
+        assembly.add(kind, bitcoding.decode(section.blob, section.described.coding, n_bits=n_bits, where=where))
     plain, coded, same = dict[str, Tensor](), dict[str, CodedTensor](), dict[str, str]()
     decoded: dict[int, str] = {}
     for place, index in held.items():
-        name, record, stored = records[place].name, records[index], stored_of[index]
+        name, record = parts[place].record.name, parts[index].record
+        stored = [(value, dtype) for value, (_, dtype) in zip(parts[index].values, record.parameters(), strict=True)]
         if index in decoded:
             same[name] = decoded[index]
             continue
@@ -99,7 +90,7 @@ def contents_of(opened: Opened, base: Base | None = None, task: str | None = Non
             else:
                 tensor = restored_tensor(record, stored[0][0], origin) if stored else origin.clone()
             plain[name] = tensor.reshape(record.shape)
-    return Contents(tuple(records[place].name for place in held), plain, coded, same, opened.manifest.seed or 0)
+    return Contents(tuple(parts[place].record.name for place in held), plain, coded, same, opened.manifest.seed or 0)
 
 
 def dense_tensors(read: Contents, device: torch.device, *, without: Container[str] = ()) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ def inspect(
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     opened = manifest.open_file(data, limits=limits or Limits())
     if task is not None:
-        groups.group_of(opened.manifest, task)
+        groups.number_of(opened.manifest, task)
     records = opened.manifest.tensors
     n_first = n_byte_planes(records)
     n_float_bytes = sum(blob.n_bytes for blob in opened.manifest.blobs[:n_first])
@@ -146,7 +146,10 @@ def inspect(
         plane_ends=prefixes.plane_ends(opened),
         arch=opened.manifest.arch,
         meta=opened.manifest.meta,
-        tasks=tuple(_task_report(one, reports) for one in opened.manifest.tasks),
+        tasks=tuple(
+            _task_report(one, [reports[place] for place in group])
+            for one, group in zip(opened.manifest.tasks, groups.groups(opened.manifest), strict=False)
+        ),
         tensors=tuple(report for report in reports if task is None or report.task == task),
     )
 
@@ -181,7 +184,7 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
 
 
 def _task_report(task: Task, reports: list[TensorReport]) -> TaskReport:
-    coded = [report for report in reports if report.task == task.name and report.n_planes]
+    coded = [report for report in reports if report.n_planes]
     n_bytes, n_weights = sum(report.n_bytes for report in coded), sum(report.n_weights for report in coded)
     return TaskReport(
         task.name, task.digest, task.meta, n_bytes, n_weights, sum(report.n_kept or 0 for report in coded)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -16,41 +15,17 @@ import numpy as np
 from msgspec.structs import replace
 
 from . import bitcoding, container, floats, groups, manifest
-from .bitcoding import Packed
 from .container import Limits
-from .dtypes import N_BYTES_OF_DTYPE
 from .errors import ArchitectureError, ArgumentError
 from .manifest import Opened
-from .records import Blob, Manifest, Name, Record, Task, bit_sections, n_byte_planes
+from .parts import Part, parts_of
+from .records import Blob, Manifest, Name, Record, Task, bit_sections
 
 Source: TypeAlias = str | os.PathLike[str] | bytes
 T = TypeVar("T")
 # What a tensor stores from which on saying that it is that of the first task is shorter.
 N_SHARED = 64
 N_DIGITS = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What one record stores.
-
-    Attributes:
-        record: It.
-        values: Its values in the byte planes, uint8 [n, n_bytes] each.
-        sections: Its blobs by (plane, kind).
-    """
-
-    record: Record
-    values: Sequence[Packed]
-    sections: Mapping[tuple[int, str], tuple[Blob, bytes]]
-
-    def repeats(self, other: Part) -> bool:
-        """Whether it is worth saying that the tensor is that of another record of the same name."""
-        n_bytes = sum(value.size for value in self.values) + sum(blob.n_bytes for blob, _ in self.sections.values())
-        return (
-            n_bytes >= N_SHARED and self.record == other.record and self.sections == other.sections
-            and all(map(np.array_equal, self.values, other.values))
-        )  # fmt: skip
 
 
 def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
@@ -84,13 +59,10 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
     first, *others = opened
     for name in others:
         _check_alike(opened[first].manifest, opened[name].manifest, first, name)
-    parts = _parts(opened[first])
+    parts = firsts = parts_of(opened[first])
     for name in others:
-        for part, of_first in zip(_parts(opened[name]), parts, strict=False):
-            record = part.record
-            if part.repeats(of_first):
-                part = Part(Record(record.name, record.shape, record.dtype, same=record.name), (), {})
-            parts.append(part)
+        own = zip(parts_of(opened[name]), firsts, strict=True)
+        parts = parts + [_same(part.record, part.record.name) if _repeats(part, one) else part for part, one in own]
     tasks = tuple(
         Task(name, one.manifest.digest[:N_DIGITS], {k: v for k, v in one.manifest.meta.items() if k not in common})
         for name, one in opened.items()
@@ -111,36 +83,26 @@ def single(opened: Opened, task: str | None, digest: str) -> bytes:
         ArgumentError: No task of the file.
         FormatError: Its byte planes are not valid.
     """
-    described, every = opened.manifest, _parts(opened)
+    described, every = opened.manifest, parts_of(opened)
     meta, found = groups.meta_of(described, task), dict[int, Part]()
-    for place, index in groups.holders(described, groups.group_of(described, task)).items():
+    for place, index in groups.holders(described, groups.number_of(described, task)).items():
         record, held = described.tensors[place], every[index]
         if index in found:
-            same = Record(record.name, record.shape, record.dtype, same=found[index].record.name)
-            found[place] = Part(same, (), {})
+            found[place] = _same(record, found[index].record.name)
             continue
         of = held.record.of if held.record.name == record.name else held.record.of and held.record.origin
         found[index] = Part(replace(held.record, name=record.name, of=of), held.values, held.sections)
     return _written([*found.values()], [described], digest=digest, meta=meta, tasks=())
 
 
-def _parts(opened: Opened) -> list[Part]:
-    """Takes a file apart."""
-    records, n_first = opened.manifest.tensors, n_byte_planes(opened.manifest.tensors)
-    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
-    shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
-    byte_planes = [
-        bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where="byte plane")
-        for n_bytes, (described, blob) in zip(floats.plane_lengths(shapes), blobs[:n_first], strict=True)
-    ]
-    values = iter(floats.values_from_planes(byte_planes, shapes))
-    sections: list[dict[tuple[int, str], tuple[Blob, bytes]]] = [{} for _ in records]
-    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
-        sections[index][plane, kind] = (described, bytes(blob))
-    return [
-        Part(record, [next(values) for _ in record.parameters()], own)
-        for record, own in zip(records, sections, strict=True)
-    ]
+def _repeats(part: Part, other: Part) -> bool:
+    """Whether it is worth saying that a tensor is that of another record of the same name."""
+    n_bytes = sum(value.size for value in part.values) + sum(len(section.blob) for section in part.sections)
+    return (
+        n_bytes >= N_SHARED and part.record == other.record
+        and all(map(np.array_equal, part.values, other.values))
+        and [section[1:] for section in part.sections] == [section[1:] for section in other.sections]
+    )  # fmt: skip
 
 
 def _written(
@@ -150,15 +112,20 @@ def _written(
     records = tuple(part.record for part in parts)
     planes = floats.byte_planes([value for part in parts for value in part.values])
     shared = [bitcoding.encode(plane, bytewise=True) for plane in planes]
-    stored = [(Blob(coding, len(blob)), blob) for coding, blob in shared]
-    stored += [parts[index].sections[plane, kind] for index, plane, kind in bit_sections(records)]
+    stored: list[tuple[Blob, bytes | memoryview]] = [(Blob(coding, len(blob)), blob) for coding, blob in shared]
+    coded = {(index, one.plane, one.kind): one for index, part in enumerate(parts) for one in part.sections}
+    stored += [(coded[section].described, coded[section].blob) for section in bit_sections(records)]
     described = Manifest(
         tensors=records, blobs=tuple(blob for blob, _ in stored), digest=digest, arch=sources[0].arch, meta=meta,
         seed=_one_of(one.seed for one in sources) if any(record.seeded for record in records) else None,
         base_digest=_one_of(one.base_digest for one in sources) if any(r.of is not None for r in records) else None,
         tasks=tasks,
     )  # fmt: skip
-    return container.pack(manifest.emit(described), [blob for _, blob in stored])
+    return container.pack(manifest.emit(described), [bytes(blob) for _, blob in stored])
+
+
+def _same(record: Record, name: str) -> Part:
+    return Part(Record(record.name, record.shape, record.dtype, same=name), (), ())
 
 
 def _one_of(values: Iterable[T | None]) -> T | None:

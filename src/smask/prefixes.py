@@ -12,7 +12,7 @@ from typing import Any
 from . import container, manifest
 from .container import N_DIGEST, N_HEAD, Limits
 from .errors import ArgumentError, PrefixError
-from .groups import group_of, holders
+from .groups import holders, number_of
 from .manifest import Opened
 from .records import Manifest, bit_sections, n_byte_planes
 
@@ -128,7 +128,7 @@ def _trimmed(opened: Opened, max_planes: int | None) -> Opened:
 def coverage_of(opened: Opened, task: str | None = None) -> Coverage:
     """What is there of each tensor, of a task where there are several; raises ArgumentError for no task of the file."""
     records = opened.manifest.tensors
-    held = holders(opened.manifest, group_of(opened.manifest, task))
+    held = holders(opened.manifest, number_of(opened.manifest, task))
     names = {index: records[place].name for place, index in reversed(held.items())}
     n_first = n_byte_planes(records)
     sizes = [blob.n_bytes for blob in opened.manifest.blobs]

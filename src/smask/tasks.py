@@ -9,8 +9,9 @@ from torch import nn
 
 from . import codec, groups, integrity, modules, packs, sources
 from .container import Limits
-from .contents import contents_of, dense_tensors
+from .contents import Contents, contents_of, dense_tensors
 from .errors import ArgumentError, IntegrityError
+from .parts import parts_of
 from .prefixes import Cut
 from .recipe import attach
 from .reconstruction import reconstruct
@@ -46,6 +47,7 @@ class Tasks:
         if not self.names:
             raise ArgumentError("source", "a file of one model", "one of several tasks, from smask.pack")
         self._base = sources.base_of(self._opened, base, limits)
+        self._parts = parts_of(self._opened)
 
     def load(
         self, task: str, *, device: torch.device | str = "cpu", model: nn.Module | None = None,
@@ -77,7 +79,7 @@ class Tasks:
             raise ArgumentError("model", "packed layers", "dense ones: load(..., packed=True) makes another model")
         described = self._opened.manifest
         codec.check_fit(model, described)
-        read = contents_of(self._opened, self._base, task)
+        read = self._contents(task)
         for name, tensor in model.state_dict().items():
             first = read.same.get(name, name)
             if first in read.plain:
@@ -95,8 +97,12 @@ class Tasks:
             ArgumentError: No task of the file.
             FormatError, UnsupportedError, LimitError, IntegrityError, BaseError: As :func:`smask.decode`.
         """
-        tensors = dense_tensors(contents_of(self._opened, self._base, task), torch.device("cpu"))
+        tensors = dense_tensors(self._contents(task), torch.device("cpu"))
         digest, want = integrity.digest(tensors), groups.digest_of(self._opened.manifest, task)
         if not digest.startswith(want):
             raise IntegrityError(f"regenerated tensors of task {task!r}", digest, want)
         return packs.single(self._opened, task, digest)
+
+    def _contents(self, task: str) -> Contents:
+        number = groups.number_of(self._opened.manifest, task)
+        return contents_of(self._opened, self._base, number, parts=self._parts)

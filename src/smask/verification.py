@@ -9,6 +9,7 @@ import torch
 from . import groups, integrity, philox
 from .container import Limits
 from .contents import contents_of, dense_tensors
+from .parts import parts_of
 from .prefixes import Cut
 from .sources import DEFAULT_LIMITS, BaseSource, Source, base_of, check_device, open_source
 
@@ -58,15 +59,16 @@ def verify(
     target = check_device(device)
     opened = open_source(source, Cut(), limits)
     found = base_of(opened, base, limits)
-    every = task is None and opened.manifest.tasks
-    names: list[str | None] = [one.name for one in opened.manifest.tasks] if every else [task]
-    digests, differing = list[str](), list[str]()
-    for name in names:
-        digests.append(integrity.digest(dense_tensors(contents_of(opened, found, name), target)))
-        if name is not None and not digests[-1].startswith(groups.digest_of(opened.manifest, name)):
-            differing.append(name)
+    described, parts = opened.manifest, parts_of(opened)
+    every = task is None and bool(described.tasks)
+    numbers = range(len(described.tasks)) if every else [groups.number_of(described, task)]
+    digests = [
+        integrity.digest(dense_tensors(contents_of(opened, found, number, parts=parts), target)) for number in numbers
+    ]
+    named = [described.tasks[number] for number in numbers] if described.tasks else []
+    differing = [one.name for one, full in zip(named, digests, strict=False) if not full.startswith(one.digest)]
     actual = groups.digest_of_all(digests) if every else digests[0]
-    expected = opened.manifest.digest if every else groups.digest_of(opened.manifest, task)
+    expected = described.digest if every else groups.digest_of(described, task)
     same = actual.startswith(expected) and not differing
     generator = str(target) if philox.self_test(target) else "cpu"
     return Verification(same, actual, expected, str(target), generator, tuple(differing))
