@@ -59,6 +59,7 @@ def test_figures_are_the_measured_ones() -> None:
     assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
     measured_tasks = json.loads((ROOT / "docs/tasks.json").read_text())
     page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    assert "\n".join(tasks_table.summary(measured_tasks["permuted"])) in README
     for section, measured_section in measured_tasks.items():
         assert "\n".join(tasks_table.SECTIONS[section][1](measured_section)) in page
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
