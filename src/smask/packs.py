@@ -59,10 +59,11 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
     first, *others = opened
     for name in others:
         _check_alike(opened[first].manifest, opened[name].manifest, first, name)
-    parts = firsts = parts_of(opened[first])
+    firsts = parts_of(opened[first])
+    parts = [*firsts]
     for name in others:
         own = zip(parts_of(opened[name]), firsts, strict=True)
-        parts = parts + [_same(part.record, part.record.name) if _repeats(part, one) else part for part, one in own]
+        parts += (_same(part.record, part.record.name) if _repeats(part, one) else part for part, one in own)
     tasks = tuple(
         Task(name, one.manifest.digest[:N_DIGITS], {k: v for k, v in one.manifest.meta.items() if k not in common})
         for name, one in opened.items()
