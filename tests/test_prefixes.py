@@ -50,7 +50,7 @@ def test_vectors(vectors: Path) -> None:
         base = vectors / "accept/base.smask"
         for asked in ({"max_bytes": case["n_bytes"]}, {"partial": True}):
             given = data if "max_bytes" in asked else data[: case["n_bytes"]]
-            tensors = smask.decode(given, base=base, **asked)
+            tensors = smask.decode(given, base=base, task=case.get("task"), **asked)
             assert integrity.digest(tensors) == case["digest"]
             assert tensors.coverage.n_bytes == case["n_used"] <= len(data)
             there = {t.name: [t.n_present, t.unit] for t in tensors.coverage.tensors if t.n_present < t.n_total}

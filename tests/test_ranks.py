@@ -126,6 +126,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
         "bernoulli": search("mlp", group=group, method="bernoulli"),
         "biprop-shard": search("mlp", group=group, method="biprop", shard=True),
         "tensor-shard": search("mlp", group=group, scale="tensor", base="normal", shard=True),
+        "over-shard": search("mlp", group=group, shard=True, origin=smask.open_base(net("mlp"))),
         "tied": tied(group=group),
         "tied-shard": tied(group=group, shard=True),
         "accumulated": smask.find_masks(
@@ -190,7 +191,7 @@ def texts_of(results: Path, rank: int) -> dict[str, Any]:
 
 def test_both_ranks_have_the_same(results: Path) -> None:
     names = sorted(path.name[:-2] for path in results.glob("*-0") if path.suffix != ".json")
-    assert len(names) == 12
+    assert len(names) == 13
     for name in names:
         assert (results / f"{name}-0").read_bytes() == (results / f"{name}-1").read_bytes(), name
 
@@ -208,6 +209,15 @@ def test_two_ranks_find_what_one_finds(results: Path, name: str, options: dict[s
         one, other = alone.state_dict()[layer], shared.state_dict()[layer]
         assert ((one != 0) == (other != 0)).float().mean() > 0.98, layer
     assert score(shared, data()).accuracy == pytest.approx(score(alone, data()).accuracy, abs=0.05)
+
+
+def test_rows_of_a_trained_base(results: Path) -> None:
+    base, data_of = net("mlp"), (results / "over-shard-0").read_bytes()
+    alone, shared = search("mlp", origin=smask.open_base(base)), smask.load(data_of, base=base)
+    assert [coded.base for coded in recipe_of(shared).coded.values()] == ["file", "file"]
+    for layer in recipe_of(alone).coded:
+        one, other = alone.state_dict()[layer], shared.state_dict()[layer]
+        assert ((one != 0) == (other != 0)).float().mean() > 0.98, layer
 
 
 @pytest.mark.parametrize("name", ["tied", "tied-shard"])

@@ -51,10 +51,16 @@ def test_figures_are_the_measured_ones() -> None:
         import measurements
         import methods_table
         import packed_table
+        import tasks_table
     finally:
         sys.path.pop(0)
     assert "\n".join(packed_table.rows(json.loads((ROOT / "docs/bench.json").read_text()))) in README
     assert "\n".join(language_table.table(json.loads((ROOT / "docs/language.json").read_text()))) in README
     assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
+    measured_tasks = json.loads((ROOT / "docs/tasks.json").read_text())
+    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
+    assert "\n".join(tasks_table.summary(measured_tasks["permuted"])) in README
+    for section, measured_section in measured_tasks.items():
+        assert "\n".join(tasks_table.SECTIONS[section][1](measured_section)) in page
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
         assert "\n".join(rows) in README

@@ -75,10 +75,10 @@ def read_in_order(m: Record, states: list[Planes], section: Sections) -> None:
                     raise
 
 
-def decode_file(
+def decode_tasks(
     data: bytes, base: dict[str, Tensor] | None = None, *, prefix: bool = False
-) -> tuple[Record, dict[str, Tensor]]:
-    """A file, or the coarser tensors of a prefix of one."""
+) -> tuple[Record, list[dict[str, Tensor]]]:
+    """The tensors of each task of a file, or of its one model; of a prefix the coarser ones."""
     m, place = open_head(data) if prefix else open_file(data)
     need(m.base_digest is None or (base is not None and base_digest(base) == m.base_digest), "I-03", "another base")
     blobs = iter(m.blobs)
@@ -100,12 +100,27 @@ def decode_file(
         read_in_order(m, states, section)
     except Missing:
         need(prefix, "C-04", "a section past the end")
-    tensors = {}
     for r, state in zip(m.tensors, states, strict=True):
         parts = [next(arrays) for _ in r.values]
-        values = tensors[r.same][2] if r.same else tensor_of(m, r, state, parts, base or {})
-        tensors[r.name] = (r.dtype, tuple(r.shape), values)
-    return m, tensors
+        r.content = r.holder.content if r.same else tensor_of(m, r, state, parts, base or {})
+    return m, [{r.name: (r.dtype, tuple(r.shape), r.content) for r in group} for group in m.groups]
+
+
+def decode_file(
+    data: bytes, base: dict[str, Tensor] | None = None, *, prefix: bool = False
+) -> tuple[Record, dict[str, Tensor]]:
+    """A file of one model, or the first of several."""
+    m, tasks = decode_tasks(data, base, prefix=prefix)
+    return m, tasks[0]
+
+
+def matches(m: Record, tasks: list[dict[str, Tensor]]) -> bool:
+    """Whether the tensors are those that the digests of the file are of: [I-01], [T-03]."""
+    digests = [digest(tensors) for tensors in tasks]
+    if not m.tasks:
+        return digests == [m.digest]
+    each = all(full[:16] == task.digest for full, task in zip(digests, m.tasks, strict=True))
+    return each and hashlib.sha256("".join(digests).encode()).hexdigest() == m.digest
 
 
 def tensor_of(m: Record, r: Record, state: Planes, parts: list[bytes], base: dict[str, Tensor]) -> bytes:
@@ -168,13 +183,14 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         base = decode(Path(arguments[1]).read_bytes()) if len(arguments) == 2 else None
-        m, tensors = decode_file(Path(arguments[0]).read_bytes(), base)
+        m, tasks = decode_tasks(Path(arguments[0]).read_bytes(), base)
     except Refused as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 3
-    matches = digest(tensors) == m.digest
-    print(json.dumps({"tensors": describe(tensors), "digest": digest(tensors), "matches": matches}, indent=1))
-    return 0 if matches else 1
+    out = [{"tensors": describe(tensors), "digest": digest(tensors)} for tensors in tasks]
+    named = [{"task": task.name, **one} for task, one in zip(m.tasks, out, strict=False)]
+    print(json.dumps((({"tasks": named}) if named else out[0]) | {"matches": matches(m, tasks)}, indent=1))
+    return 0 if matches(m, tasks) else 1
 
 
 if __name__ == "__main__":

@@ -75,6 +75,14 @@ def is_digest(value: Any) -> bool:
     return is_string(value) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
+def is_short_digest(value: Any) -> bool:
+    return is_string(value) and len(value) == 16 and set(value) <= set("0123456789abcdef")
+
+
+def is_meta(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_string, value.values()))
+
+
 def is_blob(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and is_string(value[0]) and is_integer(value[1], 0, 2**62)
 
@@ -90,13 +98,15 @@ MANIFEST: Rules = {
     "base_digest": (is_digest, ABSENT),
     "blobs": (lambda v: is_list(v, is_blob), REQUIRED),
     "digest": (is_digest, REQUIRED),
-    "meta": (lambda v: isinstance(v, dict) and all(map(is_string, v.values())), {}),
+    "meta": (is_meta, {}),
     "seed": (lambda v: is_integer(v, 0), ABSENT),  # M-08 has the upper end
+    "tasks": (lambda v: is_list(v, lambda task: isinstance(task, dict)), []),
     "tensors": (lambda v: is_list(v, lambda record: isinstance(record, dict)), REQUIRED),
 }
+TASK: Rules = {"name": (is_name, REQUIRED), "digest": (is_short_digest, REQUIRED), "meta": (is_meta, {})}
 RECORD: Rules = {  # M-11 has the dtypes, bases and axes
     "name": (is_name, REQUIRED),
-    "shape": (lambda v: is_list(v, lambda dimension: is_integer(dimension, 0), 8), REQUIRED),
+    "shape": (lambda v: is_list(v, lambda dimension: is_integer(dimension, 0, 2**62), 8), REQUIRED),
     "dtype": (is_string, "F32"),
     "stored": (is_string, ABSENT),
     "planes": (lambda v: is_integer(v, 1, 16), ABSENT),
@@ -113,14 +123,15 @@ PLAIN = {"name", "shape", "dtype", "stored"}
 
 
 def check_fields(manifest: dict[str, Any]) -> None:
-    """M-10, M-03 and M-04, each for the manifest and all records before the next."""
-    tensors = manifest.get("tensors")
-    records = [record for record in tensors if isinstance(record, dict)] if isinstance(tensors, list) else []
+    """M-10, M-03 and M-04, each for the manifest, all tasks and all records before the next."""
+    tasks, records = objects_in(manifest.get("tasks")), objects_in(manifest.get("tensors"))
     extensions = [field for field, value in manifest.items() if is_ignorable(value)]
     unknown = manifest.keys() - MANIFEST.keys() - set(extensions)
-    unknown.update(*[record.keys() - RECORD.keys() for record in records])
+    unknown.update(
+        *[record.keys() - RECORD.keys() for record in records], *[task.keys() - TASK.keys() for task in tasks]
+    )
     need(not unknown, "M-10", f"unknown fields {sorted(unknown)}", Unsupported)
-    objects = [(manifest, MANIFEST), *[(record, RECORD) for record in records]]
+    objects = [(manifest, MANIFEST), *[(task, TASK) for task in tasks], *[(record, RECORD) for record in records]]
     for members, rules in objects:
         for field, (is_valid, default) in rules.items():
             valid = is_valid(members[field]) if field in members else default is not REQUIRED
@@ -128,6 +139,10 @@ def check_fields(manifest: dict[str, Any]) -> None:
     for members, rules in objects:
         needless = [field for field, (_, default) in rules.items() if field in members and members[field] == default]
         need(not needless, "M-04", f"defaults spelled out: {needless}")
+
+
+def objects_in(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def is_ignorable(value: Any) -> bool:
@@ -148,13 +163,20 @@ def read_manifest(text: bytes) -> Record:
     m = with_defaults(manifest, MANIFEST)
     m.tensors = [with_defaults(members, RECORD) for members in m.tensors]
     check_limits(m.tensors)
-    need(len({r.name for r in m.tensors}) == len(m.tensors), "M-05", "name twice")
-    earlier = {}
-    for r in m.tensors:
-        check_record(r, earlier)
-        earlier[r.name] = r
-        r.values = r.parameters if r.planes or r.same or r.copied else [(r.stored, r.size)]
-        r.width = WIDTH[r.stored] if r.planes and r.stored else 0
+    m.tasks = [with_defaults(members, TASK) for members in m.tasks]
+    m.groups = check_tasks(m)
+    for group in m.groups:
+        need(len({r.name for r in group}) == len(group), "M-05", "name twice")
+    first: dict[str, Record] = {}
+    for group in m.groups:
+        holding: dict[str, Record] = {}  # the earlier records of the task that have bytes of their own
+        for r in group:
+            check_record(r, first | holding)
+            if not r.same:
+                holding[r.name] = r
+            r.values = r.parameters if r.planes or r.same or r.copied else [(r.stored, r.size)]
+            r.width = WIDTH[r.stored] if r.planes and r.stored else 0
+        first = first or holding
     coded = [r for r in m.tensors if r.planes]
     seeded = any(not r.width and r.base not in ("file", "one") for r in coded)
     need((m.seed is not None) == seeded, "M-08", "no seed, or nothing to use it")
@@ -186,13 +208,30 @@ def check_limits(tensors: list[Record]) -> None:
     need(elements <= MAX_ELEMENTS, "L-01", "too many elements", OverLimit)
 
 
-def check_record(r: Record, earlier: dict[str, Record]) -> None:
+def check_tasks(m: Record) -> list[list[Record]]:
+    """The records of each task; of a file without tasks, all."""
+    if not m.tasks:
+        return [m.tensors]
+    need(len(m.tasks) > 1, "T-01", "one task")
+    need(len({task.name for task in m.tasks}) == len(m.tasks), "T-01", "task twice")
+    need(len(m.tensors) % len(m.tasks) == 0, "T-01", "records that the tasks cannot share")
+    each = len(m.tensors) // len(m.tasks)
+    groups = [m.tensors[n * each : (n + 1) * each] for n in range(len(m.tasks))]
+    for group in groups:
+        alike = all(
+            (a.name, a.shape, a.dtype) == (b.name, b.shape, b.dtype) for a, b in zip(group, groups[0], strict=True)
+        )
+        need(alike, "T-01", "other tensors than the first task")
+    return groups
+
+
+def check_record(r: Record, holding: dict[str, Record]) -> None:
     dtypes, r.copied = [dtype for dtype, _ in r.parameters], False
     known([r.dtype, r.dtype if r.stored is None else r.stored, *dtypes], WIDTH, "dtype")
     if r.same:
-        target = earlier.get(r.same)
+        target = r.holder = holding.get(r.same)
         need(r.given <= PLAIN - {"stored"} | {"same"}, "M-14", f"{sorted(r.given)} with `same`")
-        need(target and not target.same, "M-14", "the same as no earlier record with bytes of its own")
+        need(target, "M-14", "the same as no earlier record with bytes of its own")
         need((target.shape, target.dtype) == (r.shape, r.dtype), "M-14", "the same in another shape or dtype")
         return
     r.copied = r.of is not None and not r.planes and not r.stored

@@ -14,7 +14,7 @@ from bitarray.util import zeros
 
 from refbases import base_values, philox, words
 from refcontexts import Known
-from refdecode import decode_file, describe, digest
+from refdecode import decode_file, decode_tasks, describe, digest, matches
 from referrors import Refused
 from refrange import RangeDecoder
 from refsections import Planes, decode_section, trellis_magnitudes
@@ -112,13 +112,17 @@ def base_of(folder: Path) -> dict[str, Any]:
 
 
 def accept_case(file: Path) -> tuple[bool, list[dict[str, Any]]]:
-    m, tensors = decode_file(file.read_bytes(), base_of(file.parents[1]))
-    return digest(tensors) == m.digest, describe(tensors)
+    m, tasks = decode_tasks(file.read_bytes(), base_of(file.parents[1]))
+    named = [{"task": task.name} for task in m.tasks] or [{}]
+    described = [name | one for name, tensors in zip(named, tasks, strict=True) for one in describe(tensors)]
+    return matches(m, tasks), described
 
 
 def progressive_case(folder: Path, v: dict[str, Any]) -> str:
     data = (folder / "accept" / f"{v['file']}.smask").read_bytes()[: v["n_bytes"]]
-    return digest(decode_file(data, base_of(folder), prefix=True)[1])
+    m, tasks = decode_tasks(data, base_of(folder), prefix=True)
+    names = [task.name for task in m.tasks] or [None]
+    return digest(tasks[names.index(v.get("task"))])
 
 
 def reject_case(file: Path) -> bool:

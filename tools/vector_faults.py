@@ -13,6 +13,7 @@ from smask import container, floats, manifest, records
 from smask.dtypes import N_BYTES_OF_DTYPE
 from smask.recipe import EXTERNAL
 from vector_over import over_file, over_unfit, refused_over
+from vector_tasks import refused_tasks, tasks_file
 from vector_values import refused_changes, values_file
 
 # Refused only by who builds the module.
@@ -134,7 +135,12 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "range-without-density": (by_range(good, (2, 0), b""), "FormatError", "E-01"),
         "scale-subnormal": (bad_scale(good, 2.0**-130), "FormatError", "R-02"),
     }
-    for file, changes in ((good, changed), (values_file(), refused_changes()), (over_file(), refused_over())):
+    for file, changes in (
+        (good, changed),
+        (values_file(), refused_changes()),
+        (over_file(), refused_over()),
+        (tasks_file(), refused_tasks()),
+    ):
         out |= {name: (rewritten(file, change), error, clause) for name, (change, error, clause) in changes.items()}
     return out
 

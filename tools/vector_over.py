@@ -149,7 +149,9 @@ def over_unfit(base: str) -> bytes:
 def progressive_vectors(files: dict[str, bytes]) -> list[dict[str, Any]]:
     """Prefixes that end with each blob, and a byte before: sha256 over the coarser tensors, and what is there of each."""
     out = []
-    for name in ("planes", "values", "over", "mlp", "trained"):
+    tasked = [("tasks", task.name) for task in manifest.open_file(files["tasks"], limits=smask.Limits()).manifest.tasks]
+    whole = [(name, None) for name in ("planes", "values", "over", "mlp", "trained")]
+    for name, task in [*whole, *tasked]:
         data = files[name]
         opened = manifest.open_file(data, limits=smask.Limits())
         place, ends = opened.n_head_bytes, []
@@ -161,7 +163,7 @@ def progressive_vectors(files: dict[str, bytes]) -> list[dict[str, Any]]:
         base = base_tensors() if name == "over" else None
         digests: dict[str, int] = {}
         for length in lengths:
-            tensors = smask.decode(data, max_bytes=length, base=base)
+            tensors = smask.decode(data, max_bytes=length, base=base, task=task)
             digest = integrity.digest(tensors)
             if digest in digests and length not in ends:
                 continue
@@ -174,6 +176,7 @@ def progressive_vectors(files: dict[str, bytes]) -> list[dict[str, Any]]:
             out.append(
                 {
                     "file": name,
+                    **({"task": task} if task else {}),
                     "n_bytes": length,
                     "n_used": tensors.coverage.n_bytes,
                     "digest": digest,

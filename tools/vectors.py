@@ -34,6 +34,7 @@ from vector_sections import (
     planes_vectors,
     reconstruction_vectors,
 )  # fmt: skip
+from vector_tasks import tasks_file, tasks_over_file
 from vector_values import values_file
 
 ROOT = Path(__file__).parents[1] / "spec/vectors"
@@ -121,6 +122,8 @@ def accepted() -> dict[str, bytes]:
         "values": values_file(),
         "base": base_file(),
         "over": over_file(),
+        "tasks": tasks_file(),
+        "tasks-over": tasks_over_file(),
         "extension": rewritten(example(), lambda fields: fields.update(later={"must_understand": False, "x": 1})),
     }
 
@@ -139,10 +142,12 @@ def language_file() -> bytes:
 
 
 def tensors_of(data: bytes) -> list[dict[str, Any]]:
+    tasks = [task["name"] for task in smask.inspect(data).as_dict()["tasks"]]
     return [
+        ({"task": task} if task else {}) |
         {"name": name, "dtype": integrity.NAME_OF_DTYPE[tensor.dtype], "shape": list(tensor.shape),
          "sha256": hashlib.sha256(integrity.raw_bytes(tensor).numpy().tobytes()).hexdigest()}
-        for name, tensor in smask.decode(data, base=base_file()).items()
+        for task in tasks or [None] for name, tensor in smask.decode(data, base=base_file(), task=task).items()
     ]  # fmt: skip
 
 

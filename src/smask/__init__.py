@@ -13,22 +13,24 @@ if TYPE_CHECKING:
     from .conversion.converter import convert_checkpoint
     from .inspection import inspect
     from .modules import materialize
+    from .packs import pack
     from .runs.folder import Checkpoints
     from .runs.size import TargetSize
     from .search.loop import find_masks
     from .sources import open_base
+    from .tasks import Tasks
     from .verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoints", "Limits", "SmaskError", "TargetSize", "convert_checkpoint", "decode", "encode", "find_masks",
-    "inspect", "load", "materialize", "open_base", "save", "verify",
+    "Checkpoints", "Limits", "SmaskError", "TargetSize", "Tasks", "convert_checkpoint", "decode", "encode",
+    "find_masks", "inspect", "load", "materialize", "open_base", "pack", "save", "verify",
 ]  # fmt: skip
 # Imported on first use, so that an inspector starts without torch.
 _HOMES = dict.fromkeys(("decode", "encode", "load", "save"), "codec")
 _HOMES |= {"convert_checkpoint": "conversion.converter", "inspect": "inspection", "find_masks": "search.loop"}
 _HOMES |= {"materialize": "modules", "open_base": "sources", "verify": "verification"}
-_HOMES |= {"Checkpoints": "runs.folder", "TargetSize": "runs.size"}
+_HOMES |= {"Checkpoints": "runs.folder", "TargetSize": "runs.size", "Tasks": "tasks", "pack": "packs"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from . import architectures, container, integrity, modules, prefixes
+from . import architectures, container, groups, integrity, modules, prefixes
 from .coded import CodedTensor, parameter_problem
 from .container import Limits
 from .contents import contents_of, dense_tensors
 from .draft import Draft
 from .errors import ArchitectureError, ArgumentError, UnsupportedError
 from .integrity import NAME_OF_DTYPE
+from .origins import Base
 from .prefixes import Cut
 from .recipe import Recipe, attach, recipe_of
 from .reconstruction import reconstruct
@@ -98,6 +99,7 @@ def decode(
     *,
     device: torch.device | str = "cpu",
     base: BaseSource | None = None,
+    task: str | None = None,
     max_planes: int | None = None,
     max_bytes: int | None = None,
     partial: bool = False,
@@ -110,6 +112,7 @@ def decode(
         device: Where the tensors are wanted.
         base: Checkpoint that the file is over, where it is over one: whatever :func:`smask.convert_checkpoint` reads,
             or a ``.smask`` file.
+        task: Which of several the file holds, where it holds several.
         max_planes: Use only so many planes of the file, from the highest: a coarser model.
         max_bytes: Look only at so many bytes from the start of the file: a coarser model.
         partial: Take a file that ends early, as a download that was broken off, for a coarser model.
@@ -124,14 +127,16 @@ def decode(
         PrefixError: The beginning of the file holds no model yet.
         BaseError: The file is over a checkpoint that was not given, or over another.
         CheckpointError: The base is damaged or wants to run code.
-        ArgumentError: A number of planes or bytes that makes no sense, or a base that needs another.
+        ArgumentError: A number of planes or bytes that makes no sense, a base that needs another, or no task of the
+            file.
         DeviceError: The device is absent.
         OSError: The path cannot be read.
     """
     target = check_device(device)
     opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
-    tensors = dense_tensors(contents_of(opened, base_of(opened, base, limits)), target)
-    return Tensors(tensors, prefixes.coverage_of(opened))
+    number = groups.number_of(opened.manifest, task)
+    tensors = dense_tensors(contents_of(opened, base_of(opened, base, limits), number), target)
+    return Tensors(tensors, prefixes.coverage_of(opened, task))
 
 
 def load(
@@ -142,6 +147,7 @@ def load(
     packed: bool | Literal["auto"] = False,
     regenerate_signs: bool = False,
     base: BaseSource | None = None,
+    task: str | None = None,
     max_planes: int | None = None,
     max_bytes: int | None = None,
     partial: bool = False,
@@ -152,7 +158,8 @@ def load(
     A packed model holds bits instead of weights in its coded layers (:mod:`smask.modules`) and runs on them.
     :func:`smask.materialize` makes it dense, which it has to be to be saved. A model over a base holds the tensors of
     that too, to be saved again. The attribute ``smask_coverage`` of the model says what of the file was used; a coarser
-    model can be saved as a file of its own.
+    model can be saved as a file of its own, and so can one of several tasks; :class:`smask.Tasks` moves a model from
+    one to another.
 
     Args:
         source: Path or bytes of a file.
@@ -161,26 +168,26 @@ def load(
         packed: False for dense weights, True for packed ones in every coded layer, ``auto`` for packed ones in layers
             that are large enough to be faster so.
         regenerate_signs: Packed layers make their signs anew at every call instead of holding them.
-        base, max_planes, max_bytes, partial: As for :func:`decode`.
+        base, task, max_planes, max_bytes, partial: As for :func:`decode`.
         limits: What the file may ask for.
 
     Raises:
         ArchitectureError: Names, shapes or dtypes of the module differ from those of the file, or the file needs a
             module and none was given.
-        ArgumentError: Another value of ``packed``.
+        ArgumentError: Another value of ``packed``, or no task of the file.
         UnsupportedError: ``packed=True`` and a coded tensor that no packed layer can hold.
         FormatError, LimitError, IntegrityError, PrefixError, BaseError, DeviceError, OSError: As :func:`decode`.
     """
     target = check_device(device)
     opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
-    arch = opened.manifest.arch
+    arch, number = opened.manifest.arch, groups.number_of(opened.manifest, task)
     if model is None:
         if arch.get("kind") == "external":
             raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
         model = architectures.build(arch, device="meta")
-    _check_fit(model, opened.manifest)
+    check_fit(model, opened.manifest)
     found = base_of(opened, base, limits)
-    read = contents_of(opened, found)
+    read = contents_of(opened, found, number)
     # What names another tensor may be packed by itself.
     coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
     bits = _to_pack(model, coded, packed)
@@ -193,12 +200,20 @@ def load(
             setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
     model.to(target)
     dense = {name: tensor for name, tensor in read.coded.items() if name not in bits}
-    records = [record for record in opened.manifest.tensors if record.of is not None and not record.has_levels]
-    origins = {record.name: (record.of or "", found.tensor(record.origin)) for record in records if found}
-    digest = opened.manifest.base_digest
-    attach(model, Recipe(read.seed, dense, arch, opened.manifest.meta, digest, origins))
-    setattr(model, COVERAGE, prefixes.coverage_of(opened))
+    attach(model, recipe_for(opened.manifest, task, dense, found))
+    setattr(model, COVERAGE, prefixes.coverage_of(opened, task))
     return model.eval()
+
+
+def recipe_for(described: Manifest, task: str | None, coded: Mapping[str, CodedTensor], base: Base | None) -> Recipe:
+    """What a model of a file, or of one of its tasks, is written again from."""
+    origins = {}
+    for place, index in groups.holders(described, groups.number_of(described, task)).items():
+        name, record = described.tensors[place].name, described.tensors[index]
+        if base and record.of is not None and not record.has_levels:
+            origins[name] = ("" if record.origin == name else record.origin, base.tensor(record.origin))
+    meta = groups.meta_of(described, task)
+    return Recipe(described.seed or 0, coded, described.arch, meta, described.base_digest, origins)
 
 
 def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str) -> dict[str, CodedTensor]:
@@ -250,8 +265,8 @@ def _tied_parameters(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-def _check_fit(model: nn.Module, described: Manifest) -> None:
-    """All differences between a module and a file at once."""
+def check_fit(model: nn.Module, described: Manifest) -> None:
+    """Raises ArchitectureError with all differences between a module and a file at once."""
     want = {record.name: (tuple(record.shape), record.dtype) for record in described.tensors}
     got = {
         name: (tuple(tensor.shape), NAME_OF_DTYPE.get(tensor.dtype, "?")) for name, tensor in model.state_dict().items()

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
-from . import bitcoding, floats, planes
+from . import bitcoding, planes
 from .coded import CodedTensor
-from .dtypes import N_BYTES_OF_DTYPE
+from .groups import holders
 from .manifest import Opened
 from .origins import Base, Origins
+from .parts import Part, parts_of
 from .reconstruction import reconstruct
-from .records import bit_sections, n_byte_planes
 from .stored_tensors import coded_tensor, plain_tensor, restored_tensor, stored_tensor, values_tensor
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Tensors of a file before anything is regenerated.
+    """Tensors of a file, or of one of its tasks, before anything is regenerated.
 
     Attributes:
         names: All names, in the order of the file.
@@ -37,46 +38,51 @@ class Contents:
     seed: int
 
 
-def contents_of(opened: Opened, base: Base | None = None) -> Contents:
-    """Decodes all sections of an opened file; nothing is regenerated yet.
+def contents_of(
+    opened: Opened, base: Base | None = None, number: int = 0, *, parts: Sequence[Part] | None = None
+) -> Contents:
+    """Decodes all sections of an opened file, or those of one task; nothing is regenerated yet.
 
     Args:
         opened: The file; blobs that are missing at its end make coarser tensors.
         base: Checkpoint that the file is over; not looked at where it is over none.
+        number: Of the task (:func:`smask.groups.number_of`).
+        parts: The file taken apart, where that was done already.
 
     Raises:
         BaseError: The file needs a base and has none, or another.
         FormatError, IntegrityError, LimitError, UnsupportedError: The file is not valid.
     """
-    records = opened.manifest.tensors
+    held = holders(opened.manifest, number)
     origins = Origins(opened.manifest, base)
-    n_first = n_byte_planes(records)
-    blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=False))
-    shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
-    byte_planes = []
-    for byte, n_bytes, (described, blob) in zip(
-        reversed(range(n_first)), floats.plane_lengths(shapes), blobs[:n_first], strict=True
-    ):
-        byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
-    values = iter(floats.values_from_planes(byte_planes, shapes))
+    parts = parts_of(opened) if parts is None else parts
     assemblies = {
         index: planes.Assembly(record.shape, n_planes=record.planes, flip=record.flip)
-        for index, record in enumerate(records)
+        for index, record in ((index, parts[index].record) for index in held.values())
         if record.planes
     }
-    for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=False):
-        assembly, where = assemblies[index], f"{kind} of plane {plane} of {records[index].name!r}"
+    in_file_order = sorted((section, index) for index in assemblies for section in parts[index].sections)
+    for section, of in in_file_order:
+        assembly, kind = assemblies[of], section.kind
+        where = f"{kind} of plane {section.plane} of {parts[of].record.name!r}"
         n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
-        assembly.add(kind, bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where, context=context))
+        coding = section.described.coding
+        assembly.add(kind, bitcoding.decode(section.blob, coding, n_bits=n_bits, where=where, context=context))
     plain, coded, same = dict[str, Tensor](), dict[str, CodedTensor](), dict[str, str]()
-    for index, record in enumerate(records):
-        stored = [(next(values), dtype) for _, dtype in record.parameters()]
+    decoded: dict[int, str] = {}
+    for place, index in held.items():
+        name, record = parts[place].record.name, parts[index].record
+        stored = [(value, dtype) for value, (_, dtype) in zip(parts[index].values, record.parameters(), strict=True)]
+        if index in decoded:
+            same[name] = decoded[index]
+            continue
+        decoded[index] = name
+        if record.of is not None and name != record.name:
+            record = replace(record, of=record.origin)  # an empty one would be another name here
         origin = origins.of(record)
-        if record.same is not None:
-            same[record.name] = record.same
-        elif record.has_levels:
+        if record.has_levels:
             parameters = [stored_tensor(*part) for part in stored]
-            coded[record.name] = coded_tensor(record, parameters, assemblies[index], origin)
+            coded[name] = coded_tensor(record, parameters, assemblies[index], origin)
         else:
             if record.planes:
                 tensor = values_tensor(record, assemblies.pop(index), origin)
@@ -84,8 +90,8 @@ def contents_of(opened: Opened, base: Base | None = None) -> Contents:
                 tensor = plain_tensor(record, stored_tensor(*stored[0]))
             else:
                 tensor = restored_tensor(record, stored[0][0], origin) if stored else origin.clone()
-            plain[record.name] = tensor.reshape(record.shape)
-    return Contents(tuple(record.name for record in records), plain, coded, same, opened.manifest.seed or 0)
+            plain[name] = tensor.reshape(record.shape)
+    return Contents(tuple(parts[place].record.name for place in held), plain, coded, same, opened.manifest.seed or 0)
 
 
 def dense_tensors(read: Contents, device: torch.device, *, without: Container[str] = ()) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import bitcoding, floats, manifest, prefixes
+from . import bitcoding, floats, groups, manifest, prefixes
 from .container import Limits
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
 from .planes import Assembly, Significance
-from .records import Record, bit_sections, n_byte_planes
+from .records import Record, Task, bit_sections, n_byte_planes
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class TensorReport:
     Attributes:
         name, shape, dtype: As in the state dict.
         base, n_planes: Of a coded tensor; None and 0 for one that is stored as it is.
-        same: Name of the tensor whose bytes it shares, or None.
+        task: Which one it is of, None in a file of one model.
+        same: Name of the tensor whose bytes it shares, one of its task or else of the first, or None.
         of: Name of the tensor of the base checkpoint that it is over, or None.
         n_weights, n_kept: Elements, and those that are not zero (None for a plain tensor).
         n_bytes: Coded planes of the tensor, over the base ``values`` with its values.
@@ -30,6 +31,7 @@ class TensorReport:
         codings: Coding of each section, in file order.
     """
 
+    task: str | None
     name: str
     shape: tuple[int, ...]
     dtype: str
@@ -45,6 +47,24 @@ class TensorReport:
 
 
 @dataclass(frozen=True)
+class TaskReport:
+    """One task of several.
+
+    Attributes:
+        name, digest, meta: From the manifest.
+        n_plane_bytes: Its coded planes, without those that it shares with the first.
+        n_weights, n_kept: Of the tensors that have these.
+    """
+
+    name: str
+    digest: str
+    meta: dict[str, str]
+    n_plane_bytes: int
+    n_weights: int
+    n_kept: int
+
+
+@dataclass(frozen=True)
 class FileReport:
     """A file as a whole.
 
@@ -57,6 +77,7 @@ class FileReport:
         bits_per_weight: ``8 * n_plane_bytes / n_weights``.
         fp32_bytes: All tensors as plain float32 (others in their own dtype).
         plane_ends: Bytes from the start up to the end of each plane, the highest first: prefixes that hold a model.
+        tasks: Those of the file, none where it holds one model.
         seed, digest, base_digest, arch, meta, tensors: From the manifest.
     """
 
@@ -75,6 +96,7 @@ class FileReport:
     base_digest: str | None
     arch: dict[str, Any]
     meta: dict[str, str]
+    tasks: tuple[TaskReport, ...]
     tensors: tuple[TensorReport, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,19 +104,25 @@ class FileReport:
         return asdict(self)
 
 
-def inspect(source: str | os.PathLike[str] | bytes, *, limits: Limits | None = None) -> FileReport:
+def inspect(
+    source: str | os.PathLike[str] | bytes, *, task: str | None = None, limits: Limits | None = None
+) -> FileReport:
     """Reads a file and counts its ones.
 
     Args:
         source: Path or bytes of a file.
+        task: Of which tensors are listed, where there are several; all else is said of the whole file.
         limits: What the file may ask for.
 
     Raises:
+        ArgumentError: No task of the file.
         FormatError, UnsupportedError, LimitError, IntegrityError: The file is not valid, not known or too large.
         OSError: The path cannot be read.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     opened = manifest.open_file(data, limits=limits or Limits())
+    if task is not None:
+        groups.number_of(opened.manifest, task)
     records = opened.manifest.tensors
     n_first = n_byte_planes(records)
     n_float_bytes = sum(blob.n_bytes for blob in opened.manifest.blobs[:n_first])
@@ -118,7 +146,11 @@ def inspect(source: str | os.PathLike[str] | bytes, *, limits: Limits | None = N
         plane_ends=prefixes.plane_ends(opened),
         arch=opened.manifest.arch,
         meta=opened.manifest.meta,
-        tensors=tuple(reports),
+        tasks=tuple(
+            _task_report(one, [reports[place] for place in group])
+            for one, group in zip(opened.manifest.tasks, groups.groups(opened.manifest), strict=False)
+        ),
+        tensors=tuple(report for report in reports if task is None or report.task == task),
     )
 
 
@@ -149,11 +181,26 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
         else:
             entropy = bitcoding.entropy_bytes(bits.n_ones, n_bits)
         found[index].append((described.coding, described.n_bytes, entropy))
-    return [_report(record, counts.get(index), found.get(index, [])) for index, record in enumerate(records)]
+    tasks: list[str | None] = [*(task.name for task in opened.manifest.tasks)] or [None]
+    return [
+        _report(records[index], task, counts.get(index), found.get(index, []))
+        for task, group in zip(tasks, groups.groups(opened.manifest), strict=True) for index in group
+    ]  # fmt: skip
 
 
-def _report(record: Record, counts: Significance | None, found: list[tuple[str, int, float]]) -> TensorReport:
+def _task_report(task: Task, reports: list[TensorReport]) -> TaskReport:
+    coded = [report for report in reports if report.n_planes]
+    n_bytes, n_weights = sum(report.n_bytes for report in coded), sum(report.n_weights for report in coded)
+    return TaskReport(
+        task.name, task.digest, task.meta, n_bytes, n_weights, sum(report.n_kept or 0 for report in coded)
+    )
+
+
+def _report(
+    record: Record, task: str | None, counts: Significance | None, found: list[tuple[str, int, float]]
+) -> TensorReport:
     return TensorReport(
+        task=task,
         name=record.name,
         shape=record.shape,
         dtype=record.dtype,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -20,9 +21,12 @@ from . import container
 from .container import Limits
 from .dtypes import FLOAT_DTYPES, N_BYTES_OF_DTYPE, PARAMETER_DTYPES, widens_exactly
 from .errors import FormatError, UnsupportedError
-from .records import ARCHITECTURES, AXES, BASES, CODINGS, MAX_PLANES, Manifest, Record, n_byte_planes
+from .groups import groups, named_holder
+from .records import ARCHITECTURES, AXES, BASES, CODINGS, MAX_PLANES, Manifest, Record, Task, n_byte_planes
 
 MAX_NESTING = 64
+# Fields of the manifest that are arrays of objects with defaults of their own.
+NESTED: Mapping[str, type[Struct]] = {"tasks": Task, "tensors": Record}
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ def emit(manifest: Manifest) -> bytes:
     """The canonical text of a manifest."""
     fields = _without_defaults(manifest)
     extensions = fields.pop("extensions", {})
-    return canonical(fields | {"tensors": [_without_defaults(record) for record in manifest.tensors]} | extensions)
+    nested = {name: [_without_defaults(item) for item in fields[name]] for name in NESTED if name in fields}
+    return canonical(fields | nested | extensions)
 
 
 def _without_defaults(struct: Struct) -> dict[str, Any]:
@@ -82,12 +87,13 @@ def parse(text: bytes, *, limits: Limits) -> Manifest:
     if canonical(fields) != text:
         raise FormatError("M-02", "manifest", "another spelling", "canonical JSON: sorted keys, once each, no spaces")
     extensions = _take_extensions(fields, Manifest, "manifest")
-    for index, record in enumerate(_objects(fields.get("tensors"))):
-        # Records take no ignorable fields: whatever is said of a tensor must be understood.
-        unknown = sorted(set(record) - set(Record.__struct_fields__))
-        if unknown:
-            raise UnsupportedError(f"manifest field tensors[{index}]", unknown[0], Record.__struct_fields__)
-    for members in (fields, *_objects(fields.get("tensors"))):
+    for field, struct in NESTED.items():
+        for index, item in enumerate(_objects(fields.get(field))):
+            # Records take no ignorable fields: whatever is said of a tensor must be understood.
+            unknown = sorted(set(item) - set(struct.__struct_fields__))
+            if unknown:
+                raise UnsupportedError(f"manifest field {field}[{index}]", unknown[0], struct.__struct_fields__)
+    for members in (fields, *(item for field in NESTED for item in _objects(fields.get(field)))):
         # msgspec would take a null for a field that is absent.
         if None in members.values():
             name = next(name for name, value in members.items() if value is None)
@@ -147,13 +153,17 @@ def _check(manifest: Manifest, limits: Limits) -> None:
     # A tensor without elements can still ask for a scale a channel.
     n_values = [max(record.n_weights, sum(n for n, _ in record.parameters())) for record in manifest.tensors]
     limits.check("max_weights", sum(n_values))
-    name, count = max(Counter(record.name for record in manifest.tensors).items(), key=itemgetter(1), default=("", 0))
-    if count > 1:
-        raise FormatError("M-05", "manifest tensors", f"{name!r} {count} times", "distinct names")
-    earlier: dict[str, Record] = {}
-    for index, record in enumerate(manifest.tensors):
-        _check_record(record, earlier, f"manifest tensors[{index}] {record.name!r}")
-        earlier[record.name] = record
+    if manifest.tasks:
+        _check_tasks(manifest)
+    first: dict[str, Record] = {}
+    _check_distinct([manifest.tensors[index].name for index in groups(manifest)[0]], "M-05", "manifest tensors")
+    for group in groups(manifest):
+        earlier: dict[str, Record] = {}
+        for index in group:
+            record = manifest.tensors[index]
+            _check_record(record, named_holder(record, earlier, first), f"manifest tensors[{index}] {record.name!r}")
+            earlier[record.name] = record
+        first = first or earlier
     coded = any(record.seeded for record in manifest.tensors)
     if coded != (manifest.seed is not None):
         got, want = ("none", "a seed for the bases") if coded else (manifest.seed, "none where no base needs it")
@@ -182,13 +192,38 @@ def _check(manifest: Manifest, limits: Limits) -> None:
             raise FormatError("M-12", "manifest arch", "external with other members", "external alone")
 
 
-def _check_record(record: Record, earlier: dict[str, Record], where: str) -> None:
+def _check_tasks(manifest: Manifest) -> None:
+    """Tasks that differ in what their tensors are, not in which they have."""
+    if len(manifest.tasks) == 1:
+        raise FormatError("T-01", "manifest tasks", "one task", "none or several")
+    _check_distinct([task.name for task in manifest.tasks], "T-01", "manifest tasks")
+    if len(manifest.tensors) % len(manifest.tasks):
+        got = f"{len(manifest.tensors)} records for {len(manifest.tasks)} tasks"
+        raise FormatError("T-01", "manifest tensors", got, "as many for each task")
+    first, *others = groups(manifest)
+    for group in others:
+        for index, place in zip(group, first, strict=True):
+            record, want = manifest.tensors[index], manifest.tensors[place]
+            if (record.name, record.shape, record.dtype) != (want.name, want.shape, want.dtype):
+                raise FormatError(
+                    "T-01", f"manifest tensors[{index}]", f"{record.name!r}, {record.dtype} {list(record.shape)}",
+                    f"{want.name!r}, {want.dtype} {list(want.shape)} as in the first task",
+                )  # fmt: skip
+
+
+def _check_distinct(names: Sequence[str], clause: str, where: str) -> None:
+    name, count = max(Counter(names).items(), key=itemgetter(1), default=("", 0))
+    if count > 1:
+        raise FormatError(clause, where, f"{name!r} {count} times", "distinct names")
+
+
+def _check_record(record: Record, holder: Record | None, where: str) -> None:
     dtypes = [record.dtype, record.stored, *(part.stored for part in (record.scale, record.offset) if part)]
     for dtype in dtypes:
         if dtype is not None and dtype not in N_BYTES_OF_DTYPE:
             raise UnsupportedError("dtype", dtype, tuple(N_BYTES_OF_DTYPE))
     if record.same is not None:
-        _check_same(record, earlier.get(record.same), where)
+        _check_same(record, holder, where)
         return
     if record.of is not None:
         _check_over(record, where)

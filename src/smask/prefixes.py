@@ -12,6 +12,7 @@ from typing import Any
 from . import container, manifest
 from .container import N_DIGEST, N_HEAD, Limits
 from .errors import ArgumentError, PrefixError
+from .groups import holders, number_of
 from .manifest import Opened
 from .records import Manifest, bit_sections, n_byte_planes
 
@@ -53,7 +54,7 @@ class Coverage:
     """What of a file a model was made from.
 
     Attributes:
-        n_bytes, n_file_bytes: Bytes used, and of the whole file.
+        n_bytes, n_file_bytes: Bytes used, and of the whole file, with all of its tasks.
         n_planes, n_file_planes: Planes of which all tensors have theirs, and all planes of the file.
         tensors: Those with sections of their own; all others are whole.
     """
@@ -124,20 +125,23 @@ def _trimmed(opened: Opened, max_planes: int | None) -> Opened:
     return replace(opened, blobs=opened.blobs[: n_first + n_present])
 
 
-def coverage_of(opened: Opened) -> Coverage:
-    """What is there of each tensor."""
+def coverage_of(opened: Opened, task: str | None = None) -> Coverage:
+    """What is there of each tensor, of a task where there are several; raises ArgumentError for no task of the file."""
     records = opened.manifest.tensors
+    held = holders(opened.manifest, number_of(opened.manifest, task))
+    names = {index: records[place].name for place, index in reversed(held.items())}
     n_first = n_byte_planes(records)
     sizes = [blob.n_bytes for blob in opened.manifest.blobs]
     sections = bit_sections(records)
-    present = {index: set[str | int]() for index, record in enumerate(records) if record.planes}
+    present = {index: set[str | int]() for index in sorted(names) if records[index].planes}
     for index, plane, kind in sections[: len(opened.blobs) - n_first]:
-        present[index].add(plane if records[index].has_levels else kind)
+        if index in present:
+            present[index].add(plane if records[index].has_levels else kind)
     tensors = tuple(
-        TensorCoverage(records[index].name, "planes", len(found), records[index].planes or 0)
+        TensorCoverage(names[index], "planes", len(found), records[index].planes or 0)
         if records[index].has_levels
         else TensorCoverage(
-            records[index].name, "bytes", max(0, len(found) - 1), records[index].n_value_sections
+            names[index], "bytes", max(0, len(found) - 1), records[index].n_value_sections
         )
         for index, found in present.items()
     )  # fmt: skip

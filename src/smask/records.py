@@ -21,6 +21,8 @@ Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**62)]
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}\Z")]
 NameOrEmpty: TypeAlias = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,512}\Z")]
 Sha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+# The first digits of one: 64 bits find damage, and a whole one would be most of what a task costs beside its planes.
+ShortSha256: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 
 
 class Blob(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -53,7 +55,8 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
         flip: Coded tensors: whether kept weights carry a flip bit.
         trellis: Coded tensors: whether planes hold indices of a trellis instead of magnitudes.
         scale, offset: Coded tensors: float parameters.
-        same: Name of an earlier tensor with the same bytes; nothing else is stored then.
+        same: Name of an earlier tensor with the same bytes, of the same task or else of the first; nothing else is
+            stored then.
         of: Name of the tensor of the base checkpoint; empty where it is that of this record.
     """
 
@@ -114,17 +117,33 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
         ]
 
 
+class Task(Struct, frozen=True, forbid_unknown_fields=True):
+    """One of several models in a file that differ in their tensors only.
+
+    Attributes:
+        name: As the user calls it.
+        digest: First 16 hexadecimal digits of the sha256 over its reconstructed tensors.
+        meta: Free text beside that of the file.
+    """
+
+    name: Name
+    digest: ShortSha256
+    meta: dict[str, str] = {}
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """What a file says of itself.
 
     Attributes:
-        tensors: Records in state-dict order.
+        tensors: Records in state-dict order; those of one task after those of another (:mod:`smask.groups`).
         blobs: Blobs of the body in file order.
-        digest: sha256 over the reconstructed tensors, 64 lower-case hexadecimal digits.
+        digest: sha256 over the reconstructed tensors, 64 lower-case hexadecimal digits; of several tasks that over the
+            digits of theirs.
         base_digest: The like over the tensors of the checkpoint that the file is over.
         seed: Seed of the generator; coded tensors need it.
         arch: Architecture, interpreted by :mod:`smask.architectures`.
         meta: Free text by the author; it has no effect on decoding.
+        tasks: Names of the tasks, in the order of their records; none for a file of one model.
         extensions: Fields of later versions that declare themselves ignorable.
     """
 
@@ -135,6 +154,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     base_digest: Sha256 | None = None
     seed: Annotated[int, Meta(ge=0)] | None = None
     meta: dict[str, str] = {}
+    tasks: tuple[Task, ...] = ()
     extensions: dict[str, Any] = {}
 
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from . import container, manifest, prefixes
+from . import container, groups, manifest, prefixes
 from .checkpoints import Checkpoint, open_checkpoint
 from .container import Limits
 from .contents import contents_of, dense_tensors
@@ -52,7 +52,7 @@ def open_base(source: BaseSource, *, limits: Limits = DEFAULT_LIMITS, key: str |
 
     Raises:
         CheckpointError: The checkpoint is damaged or wants to run code.
-        ArgumentError: A ``.smask`` file that is itself over another checkpoint.
+        ArgumentError: A ``.smask`` file that is itself over another checkpoint, or of several tasks.
         FormatError, UnsupportedError, LimitError, IntegrityError: A ``.smask`` file that is not valid or too large.
         OSError: The path cannot be read.
     """
@@ -65,6 +65,7 @@ def open_base(source: BaseSource, *, limits: Limits = DEFAULT_LIMITS, key: str |
         name = "bytes" if isinstance(source, bytes) else str(source)
         if opened.manifest.base_digest is not None:
             raise ArgumentError("base", name, "a checkpoint that needs no other: smask decode writes it whole")
+        groups.check_single(opened.manifest, "base", name)
         tensors = dense_tensors(contents_of(opened), torch.device("cpu"))
         found = open_checkpoint(tensors)
         return Base(Checkpoint(name, found.entries, found.read))

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import data_options, processes, screen
+from . import data_options, pretrained, processes, screen
 
 EPILOG = f"""\
 examples:
@@ -18,6 +18,8 @@ examples:
   smask encode --data mnist/ --target-size 4kB
   smask encode --data mnist/ --accuracy 97%
   smask encode --data mnist/ --teacher cnn.pt --teacher-arch mnist-cnn    learns from a trained network too
+  smask encode --data fashion/ --base mnist.pt --arch lenet-300-100       masks of trained weights, a file for each task
+  smask encode --data fashion/ --base mnist.smask --leave-out 2           the first layer stays as it is
   torchrun --nproc-per-node 4 -m smask encode --data cifar10.npz --arch conv6    one search on four devices
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
   smask encode --data photos/ --image-size 32 --arch conv4 --flip
@@ -51,7 +53,7 @@ def add(commands: Any) -> None:
         "--density",
         type=float,
         metavar="X",
-        help="kept weights over all weights (default 0.1 for digits, 0.3 for --task lm, else 0.04)",
+        help="kept weights over all weights (default 0.5 over a checkpoint, 0.1 for digits, 0.3 for lm, else 0.04)",
     )
     option("--target-size", metavar="SIZE", help="largest file of at most this size: 8kB; chooses the density")
     option(
@@ -88,10 +90,13 @@ def add(commands: Any) -> None:
         help="part of every target spread over all classes (default %(default)s)",
     )
     option("--seed", type=int, default=0, metavar="S", help="of the weights and of the search (default %(default)s)")
-    option("--base", default="signed", metavar="B", help="signed, uniform or normal (default %(default)s)")
+    option(
+        "--base", default="signed", metavar="B",
+        help="signed, uniform or normal numbers of the seed, or a checkpoint or .smask file (default %(default)s)",
+    )  # fmt: skip
     option("--scale", default="channel", metavar="S", help="one scale a channel or a tensor (default %(default)s)")
-    option("--no-learn-scale", action="store_true", help="keep the scales of the initialisation")
-    option("--no-learn-bias", action="store_true", help="no biases in masked layers")
+    option("--no-learn-scale", action="store_true", help="keep the scales of the initialisation, over a checkpoint 1")
+    option("--no-learn-bias", action="store_true", help="no biases in masked layers, over a checkpoint its own")
     option(
         "--float-dtype",
         default="bfloat16",
@@ -111,6 +116,7 @@ def add(commands: Any) -> None:
     option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
     data_options.add(parser)
     add_teacher(parser.add_argument_group("teacher").add_argument)
+    pretrained.add(parser.add_argument_group("over a checkpoint (--base)").add_argument)
     processes.add(parser.add_argument_group("scale").add_argument)
     run_options = parser.add_argument_group("long runs").add_argument
     run_options("--checkpoint", metavar="DIR", help="keep the state of the search in DIR, to go on after a crash")
@@ -173,7 +179,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
     searched = time.perf_counter()
     container.write_atomic(output, data, overwrite=arguments.force)
     # What is scored is what a user gets: the file, read back.
-    scored = job.whole.score(codec.load(data, device=job.device), device=job.device)
+    scored = job.whole.score(codec.load(data, device=job.device, base=job.base), device=job.device)
     report = inspection.inspect(data)
     fields = {
         "file": str(output), "data": arguments.data, "task": arguments.task, "arch": job.name,
@@ -208,6 +214,9 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
     if "teacher" in found:
         right = f"{found['teacher_accuracy']:.2%} of some training inputs"
         rows.insert(2, ("teacher", f"{screen.safe(found['teacher'])}, right on {right}"))
+    if job.base:
+        new = f"; seeded, since it has none: {_some(found['new'])}" if found["new"] else ""
+        rows.insert(1, ("base", f"{screen.safe(arguments.base)}, sha256 of its tensors {job.base.digest}{new}"))
     if "trials" in found:
         tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:.2%}" for trial in found["trials"])
         rows.insert(2, ("searches", f"validation accuracy of each: {', '.join(tried)}"))
@@ -228,7 +237,6 @@ def _stem(data: str) -> str:
 
 def _check(arguments: argparse.Namespace) -> None:
     """What needs no data is refused before any is read."""
-    from ..bases import N_WEIGHTS_PER_WORD
     from ..errors import ArgumentError, UnsupportedError
     from ..search.densities import RULES, check_density
     from ..search.methods import METHODS
@@ -246,11 +254,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, known in (
         ("method", tuple(METHODS)),
         ("density_rule", RULES),
-        ("base", tuple(N_WEIGHTS_PER_WORD)),
         ("scale", ("channel", "tensor")),
     ):
         if getattr(arguments, option) not in known:
             raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
+    pretrained.check(arguments)
     if arguments.resume and not arguments.checkpoint:
         raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
     if not arguments.checkpoint_every >= 0:

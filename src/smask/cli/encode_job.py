@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .. import architectures, codec, named_nets
+from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError
 from ..readers.reading import PREFIX
 from ..recipe import recipe_of
@@ -25,12 +26,14 @@ from ..search.data import Batches, load_dataset
 from ..search.loop import TEACHER_WEIGHT, find_masks
 from ..search.tasks import Classification, Language, Task, context_of
 from ..search.text import TextBatches, load_text
-from . import bars, data_options, screen
+from . import bars, data_options, pretrained, screen
 from .processes import Processes
 from .teacher import accuracy_of, teacher_of
 
 DEFAULTS = {"digits": ("mlp:64-128-10", 0.1), "other": ("lenet-300-100", 0.04), "lm": ("gpt:4x128x4", 0.3)}
 BATCH_SIZES = {"classify": 128, "lm": 32}
+# Over a trained checkpoint.
+DENSITY_OF_TRAINED = 0.5
 # Steps of a search when the number of epochs is left to us.
 N_STEPS = 18_000
 
@@ -43,6 +46,7 @@ class Job:
 
     Attributes:
         device: Where to search.
+        base: The checkpoint whose weights are masked, None for those of the seed.
         whole: What is searched for, with all training inputs.
         name: Of the architecture.
         epochs: Of each search.
@@ -60,8 +64,10 @@ class Job:
         if arguments.target_size is not None:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
         self.device: torch.device = joined.device
+        self.base = pretrained.open_named(arguments)
         self.whole, self._net, self.name = _task_and_net(arguments)
         self.whole.check_fit(self._net)
+        self._only = pretrained.masked_names(self._net, self.base, arguments)
         for key in self.meta:
             if key.startswith(PREFIX):
                 raise ArgumentError("--meta", key, f"another key: {PREFIX} says how data is read")
@@ -74,6 +80,9 @@ class Job:
             self._teacher = teacher_of(arguments, self.whole.data, default_arch=self.name)
             right = accuracy_of(self._teacher, self.whole.data)
             self._taught = {"teacher": arguments.teacher, "teacher_accuracy": right}
+        if self.base:
+            new = pretrained.new_layers(self._net, self.base, self._only)
+            self._taught |= {"base": arguments.base, "base_digest": self.base.digest, "new": new}
         task = self.whole
         self._judge: Task | None = None
         part = VALIDATION if self._goal is not None and arguments.validation is None else arguments.validation
@@ -100,7 +109,7 @@ class Job:
             f"{arguments.data}; {self.epochs} epochs on {self.device}"
             + (f", shared by {self._joined.size} processes" if self._joined.size > 1 else "")
         )
-        if self._taught:
+        if self._teacher:
             self._say(
                 f"teacher {arguments.teacher}: right on {self._taught['teacher_accuracy']:.2%} of training inputs"
             )
@@ -128,8 +137,10 @@ class Job:
                 self._net, self._batches(), method=arguments.method, density=density, target=self._target,
                 density_rule=arguments.density_rule, first_density=arguments.first_density,
                 last_density=arguments.last_density, epochs=self.epochs, lr=arguments.lr, seed=arguments.seed,
-                base=arguments.base, scale=arguments.scale, learn_scale=not arguments.no_learn_scale,
-                learn_bias=not arguments.no_learn_bias, float_bits=arguments.float_bits,
+                base="signed" if self.base else arguments.base, origin=self.base, only=self._only,
+                initial=arguments.initial or "magnitude", scale=arguments.scale,
+                learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
+                float_bits=arguments.float_bits,
                 float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
                 device=self.device, meta=self.meta, progress=bars.both(bar, self.log.progress if self.log else None),
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
@@ -140,7 +151,7 @@ class Job:
         started = time.perf_counter()
         data = codec.encode(found.state_dict(), recipe_of(found))
         self.seconds_encode += time.perf_counter() - started
-        judged = self._validate(codec.load(data, device=self.device)) if self._judge else math.nan
+        judged = self._validate(codec.load(data, device=self.device, base=self.base)) if self._judge else math.nan
         return Trial(density, data, judged)
 
     def _batches(self) -> Batches | TextBatches:
@@ -192,7 +203,8 @@ def _kept_on_interrupt(checkpoints: Checkpoints | None) -> Iterator[None]:
 
 def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:
     """Architecture and density where they are left to us."""
-    return DEFAULTS["lm"] if arguments.task == "lm" else DEFAULTS.get(arguments.data, DEFAULTS["other"])
+    arch, density = DEFAULTS["lm"] if arguments.task == "lm" else DEFAULTS.get(arguments.data, DEFAULTS["other"])
+    return arch, density if arguments.base in N_WEIGHTS_PER_WORD else DENSITY_OF_TRAINED
 
 
 def _task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
@@ -203,12 +215,18 @@ def _task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
         screen.say(f"reading {arguments.data} ...", quiet=arguments.quiet)  # folders and collections may take a while
     if arguments.task == "lm":
         text = load_text(arguments.data, reading)
-        arch = named_nets.architecture(name, n_classes=text.n_classes)
+        own = pretrained.own_arch(arguments, text.n_classes)
+        arch = own or named_nets.architecture(name, n_classes=text.n_classes)
         task = Language(text, context_of(arch))
     else:
         data = load_dataset(arguments.data, reading)
-        mean, std = data.statistics()
-        arch = named_nets.architecture(name, input_shape=data.input_shape, n_classes=data.n_classes, mean=mean, std=std)
+        mean, std = (screen.numbers_of(arguments, option) for option in ("base_mean", "base_std"))
+        if mean is None or std is None:
+            mean, std = data.statistics()
+        own = pretrained.own_arch(arguments, data.n_classes)
+        arch = own or named_nets.architecture(
+            name, input_shape=data.input_shape, n_classes=data.n_classes, mean=mean, std=std
+        )
         images = len(data.input_shape) == 3 and data.augmented
         shift = arguments.shift
         if shift is None:
@@ -218,4 +236,4 @@ def _task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
         task = Classification(data, shift, arguments.flip)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed % 2**63)
-        return task, architectures.build(arch), name
+        return task, architectures.build(arch), f"the net of {arguments.base}" if own else name

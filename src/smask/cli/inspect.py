@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from . import screen
 
 if TYPE_CHECKING:
-    from ..inspection import TensorReport
+    from ..inspection import TaskReport, TensorReport
 
 EPILOG = """\
 examples:
   smask inspect mnist.smask
   smask inspect mnist.smask --json | jq .bits_per_weight
+  smask inspect many.smask --task b
 """
 
 
@@ -24,6 +25,7 @@ def add(commands: Any) -> None:
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     screen.add_reading(parser, device=False)
+    screen.add_task(parser)
     parser.set_defaults(run=run)
 
 
@@ -38,18 +40,25 @@ def _form(tensor: TensorReport) -> str:
     return f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}" + f", over {over}" * bool(over)
 
 
+def _task_line(task: TaskReport) -> str:
+    kept = f"{screen.n(task.n_plane_bytes)} bytes of planes, {task.n_kept / max(1, task.n_weights):.2%} kept"
+    return f"{kept}, sha256 begins with {task.digest}" + "".join(f"; {key}: {text}" for key, text in task.meta.items())
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Reads and reports."""
     from rich.table import Table
 
     from ..inspection import inspect
 
-    report = inspect(arguments.file, limits=screen.limits_of(arguments))
+    report = inspect(arguments.file, task=arguments.task, limits=screen.limits_of(arguments))
     if arguments.json:
         screen.result(report.as_dict(), [], as_json=True)
         return 0
     n, safe = screen.n, screen.safe
     table = Table(box=None, pad_edge=False)
+    if report.tasks:
+        table.add_column("task")
     for heading in ("tensor", "shape", "coded as", "kept", "bytes", "bits a weight", "entropy", "codings"):
         table.add_column(heading, justify="left" if heading in ("tensor", "shape", "coded as", "codings") else "right")
     for tensor in report.tensors:
@@ -66,7 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
             else ("", "", "", "")
         )
         table.add_row(
-            safe(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", coded, *numbers, " ".join(tensor.codings)
+            *([safe(tensor.task)] if tensor.task else []),
+            safe(tensor.name),
+            "x".join(map(str, tensor.shape)) or "scalar",
+            coded,
+            *numbers,
+            " ".join(tensor.codings),
         )
     screen.show(table)
     ends = report.plane_ends
@@ -81,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         *([("over a base", f"sha256 of its tensors {report.base_digest}")] if report.base_digest else []),
         *([("prefixes", f"first 1 to {len(ends)} planes: {', '.join(map(n, ends))} bytes")] if len(ends) > 1 else []),
         *((f"meta {key}", text) for key, text in report.meta.items()),
+        *((f"task {task.name}", _task_line(task)) for task in report.tasks if arguments.task in (None, task.name)),
     ]  # fmt: skip
     screen.result({}, [(safe(left), safe(right)) for left, right in rows], as_json=False)
     return 0

@@ -23,6 +23,7 @@ examples:
   smask inspect mnist.smask
   smask verify mnist.smask
   smask decode mnist.smask -o mnist.safetensors
+  smask pack a.smask b.smask -o many.smask
   smask bench --batch 1,16
 
 exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 over a limit, 6 architecture or device,
@@ -32,7 +33,7 @@ exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 ov
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import bench, convert, decode, encode, eval, inspect, sweep, verify
+    from . import bench, convert, decode, encode, eval, inspect, pack, sweep, unpack, verify
 
     root = argparse.ArgumentParser(
         prog="smask",
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"smask {_version()}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, sweep, convert, eval, decode, inspect, verify, bench):
+    for command in (encode, sweep, convert, eval, decode, inspect, verify, pack, unpack, bench):
         command.add(commands)
     return root
 

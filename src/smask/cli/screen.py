@@ -103,6 +103,11 @@ def add_base(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """The option that names one of the tasks of a file."""
+    parser.add_argument("--task", metavar="NAME", help="which task, of a file that holds several")
+
+
 def add_cut(parser: argparse.ArgumentParser) -> None:
     """Options for the coarser model that the beginning of a file holds."""
     option = parser.add_argument

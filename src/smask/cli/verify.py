@@ -12,6 +12,7 @@ EPILOG = """\
 examples:
   smask verify mnist.smask
   smask verify mnist.smask --device cuda
+  smask verify many.smask --task b
   smask verify tuned.smask --base pretrained.safetensors
 
 exit code 0: every tensor is bit-identical; 1: it is not; 3: the file is damaged.
@@ -27,6 +28,7 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     screen.add_reading(parser, device=True)
     screen.add_base(parser)
+    screen.add_task(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,11 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import verification
 
     outcome = verification.verify(
-        arguments.file, device=screen.device_of(arguments), base=arguments.base, limits=screen.limits_of(arguments)
-    )
+        arguments.file, device=screen.device_of(arguments), base=arguments.base, task=arguments.task,
+        limits=screen.limits_of(arguments),
+    )  # fmt: skip
     answer = "yes, every tensor is bit-identical" if outcome.same else "NO, this device gives other tensors"
+    if outcome.differing:
+        answer += f": tasks {', '.join(outcome.differing)}"
     rows = [
-        ("same", answer),
+        ("same", screen.safe(answer)),
         ("regenerated", outcome.digest),
         ("in the file", outcome.expected),
         ("device", f"{outcome.device}, generator on {outcome.generator}"),

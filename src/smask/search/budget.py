@@ -67,7 +67,9 @@ class Budget:
         """Corrects the densities by the size of the file that the search would give now."""
         counts = self.search.counts()
         measured = self.target.measure(self._finished(self.search.levels_of(counts)))
-        planes = self._planes({name: counts[name] / layer.n_weights for name, layer in self.search.layers.items()})
+        planes = self._planes(
+            {name: counts[name] / max(1, layer.n_usable) for name, layer in self.search.layers.items()}
+        )
         for_planes = round((self.target.n_bytes - self._others) * planes / max(1, measured - self._others))
         if for_planes <= 0:
             self._least()
@@ -134,9 +136,8 @@ class Budget:
     def _planes(self, densities: Mapping[str, float]) -> float:
         """Estimated bytes of the planes."""
         layers = self.search.layers
-        return estimated_bytes({name: (densities[name], layers[name].n_weights) for name in layers}, []) - (
-            estimated_bytes({}, [])
-        )
+        planes = {name: (one.part_of_all(densities[name]), one.n_weights) for name, one in layers.items()}
+        return estimated_bytes(planes, []) - estimated_bytes({}, [])
 
     def _aim(self, n_bytes: float) -> None:
         """Takes the densities whose planes are estimated at so many bytes."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..coded import SMALLEST_SCALE, CodedTensor
+from ..overlays import equal_bits
 from ..recipe import Recipe, attach
 from ..reconstruction import reconstruct
 from .scores import MaskedWeight
@@ -50,11 +51,13 @@ def coded_tensors(
     return {
         name: CodedTensor(
             shape=tuple(layer.shape),
-            stream=layer.stream,
+            stream=0 if layer.origin is not None else layer.stream,
             planes=tuple(_packed(levels[name] >> plane & 1 != 0) for plane in reversed(range(layer.method.n_planes))),
             scale=_within(floats.coarse(layer.scales().flatten().cpu())),
             base=layer.kind,
             flip=_packed(layer.flips() & (levels[name] != 0)) if layer.method.flips else None,
+            of=None if layer.origin is None else "",
+            origin=layer.origin,
         )
         for name, layer in layers.items()
     }
@@ -72,7 +75,10 @@ def _packed(bits: Tensor) -> Tensor:
 def finished_model(
     original: nn.Module, trained: nn.Module, recipe: Recipe, floats: Floats, biases: Collection[str]
 ) -> nn.Module:
-    """A copy of the original with reconstructed weights and rounded floats, in the original order of its state."""
+    """A copy of the original with reconstructed weights and rounded floats, in the original order of its state.
+
+    What is still as in the checkpoint that the model is over is not rounded: it costs nothing.
+    """
     found, state = trained.state_dict(), dict[str, Tensor]()
     first: dict[int, str] = {}
     for name, tensor in original.state_dict(keep_vars=True).items():
@@ -83,7 +89,8 @@ def finished_model(
             state[name] = reconstruct(recipe.coded[name], recipe.seed).to(tensor.dtype)
         else:
             value = found[name].cpu()
-            if value.is_floating_point():
+            over = recipe.origins.get(name)
+            if value.is_floating_point() and not (over and equal_bits(value, over[1])):
                 value = floats.coarse(value) if name in biases else floats.fine(value)
             state[name] = value
     model = copy.deepcopy(original)

@@ -16,6 +16,7 @@ from .. import integrity
 from ..architectures import arch_of
 from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError, UnsupportedError
+from ..origins import Base
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
 from .densities import DENSEST, layer_densities
@@ -25,6 +26,7 @@ from .methods import METHODS
 from .objective import Objective
 from .order import Order
 from .precision import Precision
+from .pretrained import INITIAL, Taken
 from .progress import Progress
 from .ranks import Ranks
 from .run import Run
@@ -72,6 +74,8 @@ def find_masks(
     checkpoints: Keeper | None = None,
     target: Target | None = None,
     only: Collection[str] | None = None,
+    origin: Base | None = None,
+    initial: str = "magnitude",
     teacher: nn.Module | None = None,
     teacher_weight: float = TEACHER_WEIGHT,
     teacher_loss: Callable[[Tensor, Tensor], Tensor] = relative_entropy,
@@ -87,13 +91,16 @@ def find_masks(
     beside the scores and stay floats. The density falls from one half to its end on a cubic curve, holds, and the masks
     are fixed with exact counts for the last part, in which only the floats still learn.
 
+    With ``origin``, a trained checkpoint, the weights that it has are masked instead of those of the seed, and never
+    changed either (:mod:`smask.search.pretrained`).
+
     Args:
         model: Any module; it is copied, not changed. Parameters that are not masked are trained if they require a
             gradient. A model from :mod:`smask.architectures` needs no module at load.
         batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
             them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
         method: One of :data:`smask.search.methods.METHODS`.
-        density: Kept weights over all weights of masked layers, in (0, 1].
+        density: Kept weights over all weights of masked layers, over ``origin`` those that are not zero, in (0, 1].
         density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`.
         first_density, last_density: Densities of the first and last layer, in (0, 1].
         epochs: Passes over the batches.
@@ -118,6 +125,11 @@ def find_masks(
             whole one gives.
         only: State-dict names of the parameters to mask; by default all that :func:`smask.search.weights.maskable`
             finds.
+        origin: A trained checkpoint, from :func:`smask.open_base`. Every tensor of the model that it has, by name and
+            shape, begins as there: masked weights with a scale of 1, all others to be trained if they require a
+            gradient. What is not changed costs nothing in the file; weights that it does not have are seeded.
+        initial: How scores over ``origin`` begin: ``magnitude``, so that the first masks are those of magnitude
+            pruning, or ``random``.
         target: A size that replaces ``density``: the rule shares what its bytes allow.
         teacher: A trained network, whose outputs for the same inputs are to be reached; it is not changed.
         teacher_weight: Part of the distance from the teacher in what is made small, in (0, 1]; the rest is the loss. At
@@ -139,11 +151,11 @@ def find_masks(
         DivergedError: A loss that is not finite.
         UnreachableError: A target below the size of a model with one kept weight a layer.
         UnsupportedError: An unknown method, base, density rule or scale.
-        ArchitectureError: The teacher gives outputs of another shape.
+        ArchitectureError: The teacher gives outputs of another shape, or ``origin`` has none of the weights to mask.
         RankError: Processes of the group no longer agree, or one has ended.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
-    _check(method, base, scale, epochs, lr, seed, hold, settle, float_bits, patience)
+    _check(method, base, scale, initial, epochs, lr, seed, hold, settle, float_bits, patience)
     n_batches = _n_batches(batches, accumulate)
     method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
@@ -156,6 +168,7 @@ def find_masks(
         model.to(here)
     model.train()
     weights = maskable(model, only)
+    taken = Taken.of(origin, model, weights, method_of) if origin else None
     shapes = {name: one.weight.shape for name, one in weights.items()}
 
     def densities_at(density: float) -> dict[str, float]:
@@ -172,6 +185,7 @@ def find_masks(
         "teacher": integrity.digest(teacher.state_dict()) if teacher else None,
         "teacher_weight": teacher_weight if teacher else None,
         "teacher_loss": _name(teacher_loss) if teacher else None,
+        "origin": origin.digest if origin else None, "initial": initial if origin else None,
     }  # fmt: skip
     if checkpoints or ranks.size > 1:  # what takes time, and only matters to one who goes on, or to others
         settings |= {"batches": _fingerprint(batches), "arch": arch_of(original)}
@@ -194,16 +208,20 @@ def find_masks(
             per_channel=scale == "channel",
             learn_scale=learn_scale,
             rows=rows,
+            origins=taken.masked if taken else None,
+            initial=initial,
         )
-        biases = zero_biases(model, weights, learn=learn_bias)
+        biases = zero_biases(model, weights, learn=learn_bias, given=taken.others if taken else ())
         schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
         search = Search(model, layers, schedule, precision=passes, ranks=ranks, seed=seed)
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
-            coded = coded_tensors(layers, levels, floats)
-            return finished_model(
-                original, model, Recipe(seed, coded, dict(arch_of(original) or EXTERNAL), meta or {}), floats, biases
-            )
+            recipe = Recipe(
+                seed, coded_tensors(layers, levels, floats), dict(arch_of(original) or EXTERNAL), meta or {},
+                origin.digest if origin else None,
+                {name: ("", tensor) for name, tensor in taken.others.items()} if taken else {},
+            )  # fmt: skip
+            return finished_model(original, model, recipe, floats, biases)
 
         budget = (
             Budget(
@@ -249,6 +267,7 @@ def _check(
     method: str,
     base: str,
     scale: str,
+    initial: str,
     epochs: int,
     lr: float,
     seed: int,
@@ -261,6 +280,7 @@ def _check(
         ("method", method, tuple(METHODS)),
         ("base", base, tuple(N_WEIGHTS_PER_WORD)),
         ("scale", scale, ("channel", "tensor")),
+        ("initial", initial, INITIAL),
     ):
         if got not in known:
             raise UnsupportedError(what, got, known)

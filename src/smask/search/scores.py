@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import bases
+from ..fills import flushed
 from .ranks import Ranks, mixed
 
 if TYPE_CHECKING:
@@ -82,10 +83,13 @@ class MaskedWeight:
             below but the threshold has these rows too.
         latent: Trained latents, float32 [c, ...].
         scale: Trained factor, float32 [c, 1, ...] or [1, 1, ...].
-        base: Frozen base weights, never saved: the seed regenerates them.
+        base: Frozen base weights, never saved: the seed regenerates them, or they are those of ``origin``.
+        kind: Of the base: ``file`` where there is an origin.
+        origin: A tensor of another checkpoint, floating [C, ...], finite in binary32, or None.
+        n_usable: Weights whose base is not zero, on all ranks; no others are ever kept.
         sign: Their signs; the same tensor for the signed base.
         threshold: float32 [n_coats]; a weight has a coat for each that its rank is above.
-        density: Kept weights over weights at the end.
+        density: Kept weights over usable ones at the end.
         now: The same at the last refresh.
         kept: Base weights times final levels once these are fixed, else None.
         random: Draws masks where the method does; :meth:`seed_draws` says from where on.
@@ -103,26 +107,38 @@ class MaskedWeight:
         density: float,
         fan_in: float,
         rows: Rows | None = None,
+        origin: Tensor | None = None,
     ) -> None:
         n_row, device = weight[0].numel() if weight.shape[0] else 0, weight.device
         self._rows = rows = rows or Rows(0, weight.shape[0], None)
         self.parameter, self.shape, self.weight = weight, weight.shape, rows.local(weight)
-        values = bases.base_weights(
-            kind, seed, stream=stream, start=rows.first * n_row, n_weights=rows.n * n_row, device=device
-        )
-        self.method, self.kind, self.stream, self._seed = method, kind, stream, seed
+        self.origin, self.kind = origin, kind if origin is None else "file"
+        self.n_usable, usable = self.n_weights, None
+        if origin is None:
+            values = bases.base_weights(
+                kind, seed, stream=stream, start=rows.first * n_row, n_weights=rows.n * n_row, device=device
+            )
+        else:
+            whole = flushed(origin.to(device, torch.float32))
+            values, usable = whole[rows.first : rows.last], whole.flatten().nonzero().flatten()
+            self.n_usable = len(usable)
+        self.method, self.stream, self._seed = method, stream, seed
         self.density = self.now = density
-        self.base = values.view(self.weight.shape)
-        self.sign = self.base if kind == "signed" else self.base.sign()
+        self.base = values.reshape(self.weight.shape)
+        self.sign = self.base if self.kind == "signed" else self.base.sign()
         self.threshold = torch.zeros(method.n_coats, device=device)
         self.kept: Tensor | None = None
         self.latent = nn.Parameter(self.sign.clone())
         # He et al., "Delving Deep into Rectifiers" (2015), section 2.2, with the fan-in that the mask leaves.
         self.deviation = math.sqrt(2.0 / max(1.0, fan_in))
         shape = (rows.n if per_channel else 1, *[1] * (weight.dim() - 1))
-        first = self.deviation / math.sqrt(float(rows.sum(self.base.square().sum())) / max(1, self.n_weights))
+        first = 1.0  # trained weights have the spread that they need
+        if origin is None:
+            first = self.deviation / math.sqrt(float(rows.sum(self.base.square().sum())) / max(1, self.n_weights))
         self.scale, self.per_channel = nn.Parameter(torch.full(shape, first, device=device)), per_channel
-        self._sampled = _sample(self.n_weights, device)
+        self._sampled = _sample(self.n_usable or self.n_weights, device)
+        if usable is not None and self.n_usable:
+            self._sampled = usable[self._sampled]
         self._here = (self._sampled >= rows.first * n_row) & (self._sampled < rows.last * n_row)
         self._sampled_here = self._sampled[self._here] - rows.first * n_row
         self.random = torch.Generator(device)
@@ -133,6 +149,10 @@ class MaskedWeight:
     def n_weights(self) -> int:
         """Number of weights, on all ranks."""
         return math.prod(self.shape)
+
+    def part_of_all(self, density: float) -> float:
+        """Kept weights over all weights, those without a base among them."""
+        return density * self.n_usable / max(1, self.n_weights)
 
     @property
     def is_shared(self) -> bool:
@@ -203,7 +223,8 @@ class MaskedWeight:
     @torch.no_grad()
     def order(self) -> Tensor:
         """Indices of the weights, int64 [n_weights] on the CPU, highest rank first; equal ones in order of index."""
-        ranks = self.whole(self.latent.detach().abs() if self.method.by_magnitude else self.scores())
+        ranks = self.latent.detach().abs() if self.method.by_magnitude else self.scores()
+        ranks = self.whole(ranks if self.origin is None else ranks.masked_fill(self.base == 0, -math.inf))
         return ranks.flatten().cpu().sort(descending=True, stable=True).indices
 
     def keep(self, levels: Tensor) -> None:

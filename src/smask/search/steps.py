@@ -13,6 +13,7 @@ from .densities import cubic
 from .methods import Method
 from .objective import Objective, called
 from .precision import Precision
+from .pretrained import ordered_by_magnitude
 from .ranks import Ranks, running_statistics
 from .schedule import Schedule
 from .scores import MaskedWeight, Rows
@@ -33,21 +34,31 @@ def masked_weights(
     per_channel: bool = True,
     learn_scale: bool = True,
     rows: Mapping[str, Rows] | None = None,
+    origins: Mapping[str, Tensor] | None = None,
+    initial: str | None = None,
 ) -> dict[str, MaskedWeight]:
-    """Scores for every weight, or for the given rows of each; stream i of the seed is the base of the i-th."""
+    """Scores for every weight, or for the given rows of each.
+
+    Stream i of the seed is the base of the i-th, unless ``origins`` has a trained tensor for it; scores over those
+    begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`).
+    """
     random = torch.Generator().manual_seed(seed % 2**63)
     layers = {}
     for stream, (name, one) in enumerate(weights.items()):
         weight, density = one.weight, densities[name]
-        learned = learn_scale and method.learns_scale
+        learned, origin = learn_scale and method.learns_scale, (origins or {}).get(name)
         layer = MaskedWeight(
-            weight, method, kind=base, seed=seed, stream=stream, per_channel=per_channel and method.learns_scale,
+            weight, method, kind=base, seed=seed, stream=stream,
+            per_channel=per_channel and method.learns_scale and (learned or origin is None),
             density=density, fan_in=one.fan_in * (max(START_DENSITY, density) if learned and method.falls else density),
-            rows=rows[name] if rows else None,
+            rows=rows[name] if rows else None, origin=origin,
         )  # fmt: skip
         with torch.no_grad():
-            layer.latent.mul_(layer.part(method.initial(weight.shape, random)).to(weight.device))
-            if layer.per_channel and one.silent:
+            drawn = method.initial(weight.shape, random)
+            if origin is not None and initial == "magnitude":
+                drawn = ordered_by_magnitude(drawn.abs() if method.by_magnitude else drawn, origin)
+            layer.latent.mul_(layer.part(drawn).to(weight.device))
+            if layer.per_channel and one.silent and origin is None:
                 factors = torch.ones(weight.shape[0])
                 factors[list(one.silent)] = 0  # where it stays: its gradient is that of weights over a scale of 0
                 layer.scale.mul_(layer.part(factors).to(weight.device).view(layer.scale.shape))
@@ -96,7 +107,7 @@ class Search:
         return cubic(self.schedule.descent(self.done), start=start, end=layer.density)
 
     def density(self) -> float:
-        """Kept weights over weights of all masked layers now."""
+        """Kept weights over usable weights of all masked layers now."""
         return self._together(lambda layer: layer.now)
 
     def density_at_end(self) -> float:
@@ -104,8 +115,8 @@ class Search:
         return self._together(lambda layer: layer.density)
 
     def _together(self, density: Callable[[MaskedWeight], float]) -> float:
-        kept = sum(density(layer) * layer.n_weights for layer in self.layers.values())
-        return kept / sum(layer.n_weights for layer in self.layers.values())
+        kept = sum(density(layer) * layer.n_usable for layer in self.layers.values())
+        return kept / max(1, sum(layer.n_usable for layer in self.layers.values()))
 
     def floats(self) -> list[Tensor]:
         """Scales and the other floats that the file will hold."""
@@ -205,7 +216,7 @@ class Search:
     def counts(self, densities: Mapping[str, float] | None = None) -> dict[str, int]:
         """Exact number of kept weights of each layer, at the end or at given densities; never none."""
         return {
-            name: max(1, round((densities[name] if densities else layer.density) * layer.n_weights))
+            name: max(1, round((densities[name] if densities else layer.density) * layer.n_usable))
             for name, layer in self.layers.items()
         }
 

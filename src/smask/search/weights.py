@@ -102,13 +102,20 @@ def maskable(model: nn.Module, only: Collection[str] | None = None) -> dict[str,
     return ordered
 
 
-def zero_biases(model: nn.Module, weights: Mapping[str, Maskable], *, learn: bool) -> frozenset[str]:
-    """Biases of masked modules start at zero, and stay there if they are not learned; their names."""
+def zero_biases(
+    model: nn.Module, weights: Mapping[str, Maskable], *, learn: bool, given: Collection[str] = ()
+) -> frozenset[str]:
+    """Biases of masked modules start at zero, those given as they are, and stay so if they are not learned.
+
+    Returns:
+        Their names.
+    """
     names = frozenset(name for one in weights.values() for name in one.biases)
     for name in names:
         bias = model.get_parameter(name)
-        nn.init.zeros_(bias)
-        bias.requires_grad_(learn)
+        if name not in given:
+            nn.init.zeros_(bias)
+        bias.requires_grad_(learn and bias.requires_grad)
     return names
 
 

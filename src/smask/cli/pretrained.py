@@ -1,0 +1,133 @@
+"""The trained checkpoint that ``smask encode --base`` names: its options, the architecture, and what is masked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..origins import Base
+
+OPTIONS = ("initial", "base_mean", "base_std", "leave_out")
+
+
+def add(option: Any) -> None:
+    """Options of a search over a trained checkpoint."""
+    option(
+        "--initial", choices=("magnitude", "random"),
+        help="first masks: those of magnitude pruning, or any (default magnitude)",
+    )  # fmt: skip
+    option("--base-mean", metavar="M,M,M", help="what the base subtracts from each channel (default: that of the data)")
+    option("--base-std", metavar="S,S,S", help="what it then divides by; inputs are 0 to 1 before")
+    option(
+        "--leave-out", nargs="+", action="extend", metavar="NAME",
+        help="layers or weights that stay as in the base, unmasked, at no cost; statistics of norms follow the data",
+    )  # fmt: skip
+    option(
+        "--train", nargs="+", action="extend", default=[], metavar="NAME",
+        help="layers or weights that are trained instead of masked, and stored",
+    )  # fmt: skip
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """What needs no data is refused before any is read.
+
+    Raises:
+        UnsupportedError: ``--base`` is no kind of numbers and no file.
+        ArgumentError: Options of a checkpoint without one, or one of mean and std.
+    """
+    from ..bases import N_WEIGHTS_PER_WORD
+    from ..errors import ArgumentError, UnsupportedError
+
+    if arguments.base in N_WEIGHTS_PER_WORD:
+        for option in OPTIONS:
+            if getattr(arguments, option) is not None:
+                name = f"--{option.replace('_', '-')}"
+                raise ArgumentError(name, getattr(arguments, option), "--base CHECKPOINT beside it")
+    elif not Path(arguments.base).exists():
+        raise UnsupportedError("base", arguments.base, (*N_WEIGHTS_PER_WORD, "a checkpoint or .smask file"))
+    if (arguments.base_mean is None) != (arguments.base_std is None):
+        raise ArgumentError("--base-mean and --base-std", "one of them", "both or none")
+
+
+def open_named(arguments: argparse.Namespace) -> Base | None:
+    """The checkpoint, None where the base is seeded.
+
+    Raises:
+        CheckpointError, FormatError, LimitError, IntegrityError, OSError: The file cannot be read.
+        ArgumentError: A ``.smask`` file that is itself over another, or of several tasks.
+    """
+    from ..bases import N_WEIGHTS_PER_WORD
+    from ..sources import open_base
+
+    return None if arguments.base in N_WEIGHTS_PER_WORD else open_base(arguments.base)
+
+
+def own_arch(arguments: argparse.Namespace, n_classes: int) -> dict[str, Any] | None:
+    """The architecture of a base that is a ``.smask`` file and has one, with a head for so many classes.
+
+    None where ``--arch`` says what it is, or nothing does.
+    """
+    from .. import container, manifest
+
+    path = Path(arguments.base)
+    if arguments.arch is not None or not path.is_file():
+        return None
+    data = path.read_bytes()
+    if data[: len(container.MAGIC)] != container.MAGIC:
+        return None
+    arch = manifest.open_file(data, limits=container.Limits()).manifest.arch
+    return None if arch.get("kind") == "external" else _headed(arch, n_classes)
+
+
+def _headed(arch: Mapping[str, Any], n_classes: int) -> dict[str, Any]:
+    layers = list(arch.get("layers", ()))
+    if layers and isinstance(layers[-1], dict) and layers[-1].get("op") == "linear":
+        layers[-1] = layers[-1] | {"outputs": n_classes}
+    return {**arch, "layers": layers}
+
+
+def masked_names(net: nn.Module, base: Base | None, arguments: argparse.Namespace) -> list[str] | None:
+    """Weights to mask, None for all; what is left out stays as it is in the net, whatever is trained beside it.
+
+    Raises:
+        ArgumentError: A name of no layer, one that the base does not have, or nothing to mask.
+    """
+    from ..errors import ArgumentError
+    from ..search.weights import maskable
+
+    names, others = list(maskable(net)), set[str]()
+    for option, given in (("--leave-out", arguments.leave_out or []), ("--train", arguments.train)):
+        for name in given:
+            parts = [one for one, _ in net.named_parameters() if one == name or one.startswith(f"{name}.")]
+            if not parts:
+                known = ", ".join(dict.fromkeys(masked.rpartition(".")[0] or masked for masked in names))
+                raise ArgumentError(option, name, f"a layer or weight of the net: {known}")
+            others.update(parts)
+            for part in parts if option == "--leave-out" else ():
+                parameter, entry = net.get_parameter(part), base.entry(part) if base else None
+                if entry is None or entry.shape != tuple(parameter.shape):
+                    raise ArgumentError(option, name, f"what the base has in the shape that the net wants; see {part}")
+                parameter.requires_grad_(False)
+    if not others:
+        return None
+    kept = [name for name in names if name not in others]
+    if not kept:
+        raise ArgumentError("--leave-out and --train", "every layer", "at least one layer left to mask")
+    return kept
+
+
+def new_layers(net: nn.Module, base: Base, masked: list[str] | None) -> list[str]:
+    """Masked weights that the base does not have and that are seeded."""
+    from ..search.weights import maskable
+
+    found = []
+    for name, one in maskable(net, masked).items():
+        entry = base.entry(name)
+        if entry is None or entry.shape != tuple(one.weight.shape):
+            found.append(name)
+    return found
