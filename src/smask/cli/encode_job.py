@@ -25,7 +25,7 @@ from ..search.data import Batches, load_dataset
 from ..search.loop import TEACHER_WEIGHT, find_masks
 from ..search.tasks import Classification, Language, Task, context_of
 from ..search.text import TextBatches, load_text
-from . import bars, data_options, screen
+from . import bars, data_options, decoupled_options, screen
 from .processes import Processes
 from .teacher import accuracy_of, teacher_of
 
@@ -68,7 +68,7 @@ class Job:
         self.meta |= self.whole.meta
         self._teacher, self._taught = None, dict[str, Any]()
         if arguments.teacher is not None:
-            if not isinstance(self.whole, Classification):
+            if not isinstance(self.whole, Classification) or self.whole.data.several:
                 want = "a task of classes; teacher= of find_masks takes any"
                 raise ArgumentError("--teacher", arguments.teacher, want)
             self._teacher = teacher_of(arguments, self.whole.data, default_arch=self.name)
@@ -98,7 +98,7 @@ class Job:
         self._say(
             f"{self.name}, {n_weights:,} parameters; {self._task.training_inputs} from "
             f"{arguments.data}; {self.epochs} epochs on {self.device}"
-            + (f", shared by {self._joined.size} processes" if self._joined.size > 1 else "")
+            + decoupled_options.words(arguments, self._joined)
         )
         if self._taught:
             self._say(
@@ -135,7 +135,8 @@ class Job:
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
                 teacher=self._teacher, teacher_weight=arguments.teacher_weight or TEACHER_WEIGHT,
                 accumulate=arguments.accumulate, precision=arguments.precision, group=self._joined.group,
-                shard=arguments.shard,
+                shard=arguments.shard, decouple=arguments.decouple, blocks=arguments.blocks,
+                dni_labels=arguments.dni_labels,
             )  # fmt: skip
         started = time.perf_counter()
         data = codec.encode(found.state_dict(), recipe_of(found))
