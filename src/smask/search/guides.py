@@ -14,7 +14,7 @@ from ..errors import ArgumentError
 from .objective import Objective
 
 # Learning rate of Adam for guides at the start; it falls with that of the search.
-RATE = 3e-3
+RATE = 1e-2
 # Places in each direction to which a local classifier averages an image.
 N_PLACES = 2
 
