@@ -124,7 +124,7 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
 
     os.environ["MASTER_PORT"] = str(ports[1])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as refused:
-        options[1] = str(folder / "cli-dni.smask")
+        options[1:4] = [str(folder / "cli-dni.smask"), "--log", str(folder / "log-dni.jsonl")]
         texts["dni code"] = main([*CLI, "--decouple", "dni", *options, "cpu"])
         os.environ["MASTER_PORT"] = str(ports[2])
         texts["blocks code"] = main([*CLI, "--decouple", "dni", "--blocks", "3", "--force", *options, "cpu"])
