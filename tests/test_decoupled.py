@@ -21,10 +21,11 @@ from smask.recipe import recipe_of
 from smask.search.accuracy import score
 from smask.search.blocks import Block, cut, shapes_between
 from smask.search.data import Batches, Dataset
-from smask.search.decoupled import LAG, DecoupledSearch, check_options, planned
+from smask.search.decoupled import LAG, DecoupledSearch
 from smask.search.guides import DECOUPLINGS, RATE, Generator, LocalClassifier
 from smask.search.methods import METHODS
 from smask.search.objective import Objective
+from smask.search.plan import check_options, planned
 from smask.search.precision import Precision
 from smask.search.progress import Progress
 from smask.search.ranks import Ranks

@@ -177,6 +177,7 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
     # A rank that does not answer, then one that is gone.
     impatient = dist.new_group(timeout=timedelta(seconds=2))
     if rank == 0:
+        texts["unsent"] = refusal(Ranks(impatient, CPU).receive(torch.empty(3), 1))
         for name in ("silent", "gone"):
             started = time.monotonic()
             if name == "gone":
@@ -312,6 +313,7 @@ def test_ranks_that_differ_are_told(results: Path) -> None:
 
 def test_a_dead_or_silent_rank_is_an_error_in_time(results: Path) -> None:
     texts = texts_of(results, 0)
+    assert "RankError: rank 0 of 2: another rank has ended or did not answer in time" in texts["unsent"]
     for name in ("silent", "gone"):
         assert "RankError: rank 0 of 2: another rank has ended or did not answer in time" in texts[name]
         assert texts[f"{name} after"] < 15

@@ -26,11 +26,11 @@ def check(arguments: argparse.Namespace) -> None:
     """What needs no data is refused before any is read.
 
     Raises:
-        UnsupportedError, ArgumentError: As :func:`smask.search.decoupled.check_options`.
+        UnsupportedError, ArgumentError: As :func:`smask.search.plan.check_options`.
     """
     if arguments.decouple == "off" and arguments.blocks is None and not arguments.dni_labels:
         return
-    from ..search.decoupled import check_options
+    from ..search.plan import check_options
 
     check_options(
         arguments.decouple, arguments.blocks, arguments.dni_labels, accumulate=arguments.accumulate,

@@ -19,94 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, CheckpointError, UnsupportedError
-from .blocks import Block, cut, shapes_between
-from .guides import DECOUPLINGS, Decoupling, Generator, Guide
+from ..errors import CheckpointError
+from .blocks import shapes_between
+from .guides import Generator, Guide
 from .objective import Objective, called
+from .plan import Plan
 from .precision import Precision
 from .ranks import Ranks, random_at, tensors_in
 from .schedule import Schedule
 from .scores import MaskedWeight
 from .steps import Search
-from .weights import Maskable
 from .wires import Between, Inside, Wire
 
-OFF = "off"
 # Steps after which a guide learns from an answer: while one block is at a step the next may still be at the one before.
 LAG = 2
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """How a search is decoupled.
-
-    Attributes:
-        decoupling: The way.
-        blocks: Of the net.
-        labels: Whether guides may see labels.
-    """
-
-    decoupling: Decoupling
-    blocks: tuple[Block, ...]
-    labels: bool
-
-    @property
-    def settings(self) -> dict[str, object]:
-        """What decides the result."""
-        return {"way": self.decoupling.name, "blocks": len(self.blocks), "labels": self.labels}
-
-
-def check_options(
-    way: str,
-    blocks: int | None,
-    labels: bool,
-    *,
-    accumulate: int = 1,
-    precision: str = "fp32",
-    shard: bool = False,
-    size: int = 1,
-    device: torch.device | None = None,
-) -> None:
-    """Refuses what cannot go together before anything is read or built.
-
-    Raises:
-        UnsupportedError: An unknown way.
-        ArgumentError: Options of another search, as many processes as are not needed or too few.
-    """
-    if way != OFF and way not in DECOUPLINGS:
-        raise UnsupportedError("decouple", way, (OFF, *DECOUPLINGS))
-    if way == OFF and blocks is not None:
-        raise ArgumentError("blocks", blocks, "decouple dni or local beside it")
-    if labels and way != "dni":
-        raise ArgumentError("dni_labels", labels, "decouple dni beside it")
-    if way == OFF:
-        return
-    if blocks is not None and blocks < 2:
-        raise ArgumentError("blocks", blocks, "2 or more")
-    if shard:
-        raise ArgumentError("shard", shard, "no decoupled search, whose processes have a block each")
-    if accumulate > 1:
-        raise ArgumentError("accumulate", accumulate, "1 in a decoupled search, whose blocks learn from every batch")
-    if precision == "fp16":
-        raise ArgumentError("precision", precision, "fp32 or bf16 in a decoupled search, whose losses are not scaled")
-    if size > 1 and blocks is not None and size != blocks:
-        raise ArgumentError("blocks", blocks, f"{size}, a block for each of {size} processes, or one process for all")
-    if size > 1 and device is not None and device.type != "cpu":
-        raise ArgumentError("device", str(device), "cpu, where blocks have a process each")
-
-
-def planned(
-    way: str, model: nn.Module, weights: Mapping[str, Maskable], *, blocks: int | None, labels: bool, ranks: Ranks
-) -> Plan | None:
-    """The plan of a decoupled search, None where ``way`` is ``off``.
-
-    Raises:
-        ArgumentError: A net that cannot be cut, or not in so many blocks.
-    """
-    if way == OFF:
-        return None
-    n_blocks = blocks if blocks is not None or ranks.size == 1 else ranks.size
-    return Plan(DECOUPLINGS[way], cut(model, weights, n_blocks), labels)
 
 
 @dataclass
@@ -191,8 +117,8 @@ class DecoupledSearch(Search):
         modules, answers = self._plan.blocks[place].modules, self._plan.decoupling.answers
         inputs, value = x, None
         if place:
-            inputs = self._wires[place - 1].take(torch.empty(shapes[place - 1], device=self._device))
-            inputs.requires_grad_(answers)
+            taken = self._wires[place - 1].take(torch.empty(shapes[place - 1], device=self._device))
+            inputs = taken.detach().requires_grad_(answers)
         with random_at(self._device, self._seed, self.done, place):
             with self.precision.passes():
                 outputs = self.precision.outputs(called(modules, inputs))

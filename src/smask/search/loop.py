@@ -18,13 +18,14 @@ from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
-from .decoupled import OFF, DecoupledSearch, check_options, planned
+from .decoupled import DecoupledSearch
 from .densities import DENSEST, layer_densities
 from .distillation import relative_entropy
 from .finish import Floats, coded_tensors, finished_model
 from .methods import METHODS
 from .objective import Objective
 from .order import Order
+from .plan import OFF, check_options, planned
 from .precision import Precision
 from .progress import Progress
 from .ranks import Ranks

@@ -152,26 +152,29 @@ class Ranks:
         return found
 
     def send(self, tensor: Tensor, to: int) -> Callable[[], None]:
-        """Begins to send a tensor, which must stay as it is until the call of what is returned comes back."""
+        """Begins to send a tensor, which must stay as it is until the call of what is returned comes back.
+
+        Raises:
+            RankError: When waiting: the other ended or did not answer in time.
+        """
         with self._answering():
             work = dist.isend(tensor, group=self.group, group_dst=to)
         assert work is not None
         return lambda: self._wait(work)
 
-    def receive(self, like: Tensor, source: int) -> Callable[[], Tensor]:
-        """Begins to receive a tensor of a shape and dtype; what is returned waits for it.
+    def receive(self, into: Tensor, source: int) -> Callable[[], Tensor]:
+        """Begins to receive a tensor into one of its shape and dtype; what is returned waits for it.
 
         Raises:
             RankError: When waiting: the source ended or did not answer in time.
         """
-        got = torch.empty_like(like)
         with self._answering():
-            work = dist.irecv(got, group=self.group, group_src=source)
+            work = dist.irecv(into, group=self.group, group_src=source)
         assert work is not None
 
         def wait() -> Tensor:
             self._wait(work)
-            return got
+            return into
 
         return wait
 

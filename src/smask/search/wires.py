@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .ranks import Ranks
@@ -24,8 +25,8 @@ class Wire(Protocol):
         """Activations for the next block; what is returned gives its gradient in them, if it will answer."""
         ...
 
-    def take(self, like: Tensor) -> Tensor:
-        """The activations of the block before, of this shape and dtype."""
+    def take(self, into: Tensor) -> Tensor:
+        """The activations of the block before; they may be put into a tensor of their shape and dtype."""
         ...
 
     def answer(self, gradient: Tensor) -> None:
@@ -43,7 +44,7 @@ class Inside:
         self._forward.append(activations)
         return self._back.popleft if answered else None
 
-    def take(self, like: Tensor) -> Tensor:
+    def take(self, into: Tensor) -> Tensor:
         return self._forward.popleft()
 
     def answer(self, gradient: Tensor) -> None:
@@ -64,10 +65,10 @@ class Between:
 
     def send(self, activations: Tensor, *, answered: bool) -> Callable[[], Tensor] | None:
         self._send(activations)
-        return self._ranks.receive(activations, self._other) if answered else None
+        return self._ranks.receive(torch.empty_like(activations), self._other) if answered else None
 
-    def take(self, like: Tensor) -> Tensor:
-        return self._ranks.receive(like, self._other)()
+    def take(self, into: Tensor) -> Tensor:
+        return self._ranks.receive(into, self._other)()
 
     def answer(self, gradient: Tensor) -> None:
         self._send(gradient)
