@@ -266,7 +266,7 @@ def test_labels_that_a_generator_cannot_see(y: Any) -> None:
 
 
 def test_a_local_classifier_and_its_block_learn_from_one_loss() -> None:
-    guide = LocalClassifier(torch.Size([1, 2]), 2)
+    guide = LocalClassifier(torch.Size([1, 2]), torch.Size([1, 2]))
     guide.ready(CPU)
     with torch.no_grad():
         guide.map.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -278,10 +278,20 @@ def test_a_local_classifier_and_its_block_learn_from_one_loss() -> None:
     assert torch.allclose(guide.map.bias, torch.tensor([-RATE / 2, RATE / 2]), atol=1e-7)
 
 
-def test_a_local_classifier_averages_images() -> None:
-    guide = LocalClassifier(torch.Size([1, 3, 4, 4]), 2)
-    assert guide.map.in_features == 12
-    assert guide(torch.rand(5, 3, 4, 4)).shape == (5, 2)
+def test_a_local_classifier_averages_places() -> None:
+    for shape, outputs, n in (((5, 3, 4, 4), (5, 2), 12), ((5, 7, 4), (5, 2), 4), ((5, 7, 4), (5, 7, 2), 4)):
+        guide = LocalClassifier(torch.Size(shape), torch.Size(outputs))
+        assert guide.map.in_features == n
+        assert guide(torch.rand(shape)).shape == outputs
+    with torch.no_grad():
+        guide = LocalClassifier(torch.Size([1, 2, 1]), torch.Size([1, 1]))
+        guide.map.weight.fill_(3.0)
+        guide.map.bias.zero_()
+        assert guide(torch.tensor([[[1.0], [2.0]]])).tolist() == [[4.5]]
+    for outputs in ((5, 2, 4, 4), (5, 4, 2)):
+        with pytest.raises(ArgumentError) as caught:
+            LocalClassifier(torch.Size([5, 3, 4, 4]), torch.Size(outputs))
+        assert caught.value.name == "decouple"
 
 
 def test_answers_come_in_the_order_of_what_was_sent() -> None:
@@ -443,7 +453,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert {name: report[name] for name in ("decouple", "blocks", "dni_labels")} == {
         "decouple": "dni", "blocks": 2, "dni_labels": True,
     }  # fmt: skip
-    assert "decoupled (dni)" in told
+    assert "decoupled (dni) in 2 blocks" in told
+    assert main([*options, "--decouple", "local", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["blocks"] == 3
     assert main([*options, "--json"]) == 0
     assert "decouple" not in json.loads(capsys.readouterr().out)
     run = str(tmp_path / "run")

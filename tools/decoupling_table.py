@@ -45,9 +45,9 @@ OUT, PAGE = DOCS / "decoupling.json", DOCS / "decoupling.md"
 SUMS = ["--data", "addition:12", "--density", "0.5", "--lr", "3e-3"]
 TASKS: dict[str, list[str]] = {
     "addition:12, mlp:24-128-64-12": [*SUMS, "--arch", "mlp:24-128-64-12", "--epochs", "20"],
-    "addition:12, mlp:24-512-256-12": [*SUMS, "--arch", "mlp:24-512-256-12", "--epochs", "10"],
-    "mnist, mlp:784-300-100-10": ["--data", "mnist", "--arch", "mlp:784-300-100-10", "--epochs", "10"],
-    "mnist, mlp:784-256-256-256-256-10": ["--data", "mnist", "--arch", "mlp:784-256-256-256-256-10", "--epochs", "5"],
+    "addition:12, mlp:24-512-256-12": [*SUMS, "--arch", "mlp:24-512-256-12", "--epochs", "5"],
+    "mnist, mlp:784-300-100-10": ["--data", "mnist", "--arch", "mlp:784-300-100-10", "--epochs", "5"],
+    "mnist, mlp:784-256-256-256-256-10": ["--data", "mnist", "--arch", "mlp:784-256-256-256-256-10", "--epochs", "4"],
 }
 WAYS: dict[str, list[str] | None] = {
     "off": [], "dni": ["--decouple", "dni"], "dni, labels": ["--decouple", "dni", "--dni-labels"],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .processes import Processes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def add(option: Any) -> None:
@@ -38,16 +41,33 @@ def check(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
-def words(arguments: argparse.Namespace, joined: Processes) -> str:
+def n_blocks_of(arguments: argparse.Namespace, net: nn.Module, joined: Processes) -> int | None:
+    """In how many blocks a net is cut, None if it is not.
+
+    Raises:
+        ArgumentError: It cannot be cut, or not in as many as there are processes.
+    """
+    from ..search.plan import check_options, planned
+    from ..search.ranks import Ranks
+    from ..search.weights import maskable
+
+    way, blocks, labels = arguments.decouple, arguments.blocks, arguments.dni_labels
+    check_options(way, blocks, labels, size=joined.size, device=joined.device)
+    ranks = Ranks(joined.group, joined.device)
+    plan = None if way == "off" else planned(way, net, maskable(net), blocks=blocks, labels=labels, ranks=ranks)
+    return len(plan.blocks) if plan else None
+
+
+def words(arguments: argparse.Namespace, n_blocks: int | None, joined: Processes) -> str:
     """How the work is shared out, as the end of a sentence."""
     alone = joined.size == 1
-    if arguments.decouple == "off":
+    if n_blocks is None:
         return "" if alone else f", shared by {joined.size} processes"
-    return f", decoupled ({arguments.decouple})" + ("" if alone else f", a block on each of {joined.size} processes")
+    return f", decoupled ({arguments.decouple}) in {n_blocks} blocks" + ("" if alone else ", a process each")
 
 
-def fields(arguments: argparse.Namespace) -> dict[str, Any]:
+def fields(arguments: argparse.Namespace, n_blocks: int | None) -> dict[str, Any]:
     """What the result says of it, nothing where blocks are not decoupled."""
-    if arguments.decouple == "off":
+    if n_blocks is None:
         return {}
-    return {"decouple": arguments.decouple, "blocks": arguments.blocks, "dni_labels": arguments.dni_labels}
+    return {"decouple": arguments.decouple, "blocks": n_blocks, "dni_labels": arguments.dni_labels}

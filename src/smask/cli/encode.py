@@ -190,7 +190,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
         "seconds_search": round(searched - started - job.seconds_encode, 3),
         "seconds_encode": round(job.seconds_encode, 3), "digest": report.digest, "ranks": joined.size,
         "clamped": [tensor.name for tensor in report.tensors if tensor.base and tensor.n_kept == 1 < tensor.n_weights],
-        **decoupled_options.fields(arguments), **found,
+        **decoupled_options.fields(arguments, job.n_blocks), **found,
     }  # fmt: skip
     if job.log:
         job.log.event("result", **fields)

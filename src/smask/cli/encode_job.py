@@ -46,6 +46,7 @@ class Job:
         whole: What is searched for, with all training inputs.
         name: Of the architecture.
         epochs: Of each search.
+        n_blocks: Of the net, None where its blocks are not decoupled.
         log: The log, if one is wanted.
         seconds_encode: What coding the files took so far.
     """
@@ -62,6 +63,7 @@ class Job:
         self.device: torch.device = joined.device
         self.whole, self._net, self.name = _task_and_net(arguments)
         self.whole.check_fit(self._net)
+        self.n_blocks = decoupled_options.n_blocks_of(arguments, self._net, joined)
         for key in self.meta:
             if key.startswith(PREFIX):
                 raise ArgumentError("--meta", key, f"another key: {PREFIX} says how data is read")
@@ -98,7 +100,7 @@ class Job:
         self._say(
             f"{self.name}, {n_weights:,} parameters; {self._task.training_inputs} from "
             f"{arguments.data}; {self.epochs} epochs on {self.device}"
-            + decoupled_options.words(arguments, self._joined)
+            + decoupled_options.words(arguments, self.n_blocks, self._joined)
         )
         if self._taught:
             self._say(

@@ -116,21 +116,32 @@ class Generator(Guide):
 class LocalClassifier(Guide):
     """A linear classifier of a block's outputs; the block learns to make its loss small.
 
-    Images are averaged to 2 x 2 places first (Belilovsky et al. 2020, section 3.1).
+    Images are averaged to 2 x 2 places first (Belilovsky et al. 2020, section 3.1), sequences over all places where the
+    net has one output for all of them.
 
     Args:
         shape: Of the block's outputs.
-        n_outputs: Of the net.
+        outputs: Shape of the net's outputs, [N, outputs] or [N, T, outputs].
+
+    Raises:
+        ArgumentError: Outputs of another shape.
     """
 
-    def __init__(self, shape: torch.Size, n_outputs: int) -> None:
+    def __init__(self, shape: torch.Size, outputs: torch.Size) -> None:
         super().__init__()
-        n = shape[1] * N_PLACES**2 if len(shape) == 4 else shape[-1]
-        self.map = nn.Linear(n, n_outputs)
+        if len(outputs) != 2 and (len(outputs) != 3 or shape[:-1] != outputs[:-1]):
+            got = f"outputs {list(outputs)} behind a block that gives {list(shape)}"
+            raise ArgumentError(
+                "decouple", got, "outputs [N, outputs], or [N, T, outputs] of blocks that give [N, T, C]"
+            )
+        self._over_places = len(shape) == 3 and len(outputs) == 2
+        self.map = nn.Linear(shape[1] * N_PLACES**2 if len(shape) == 4 else shape[-1], outputs[-1])
 
     def forward(self, outputs: Tensor) -> Tensor:
         if outputs.dim() == 4:
             outputs = F.adaptive_avg_pool2d(outputs, N_PLACES).flatten(1)
+        elif self._over_places:
+            outputs = outputs.mean(1)
         mapped: Tensor = self.map(outputs)
         return mapped
 
@@ -176,8 +187,12 @@ def generator(shape: torch.Size, outputs: torch.Size, y: Any, labels: bool) -> G
 
 
 def local_classifier(shape: torch.Size, outputs: torch.Size, y: Any, labels: bool) -> Guide:
-    """A local classifier."""
-    return LocalClassifier(shape, outputs[-1])
+    """A local classifier.
+
+    Raises:
+        ArgumentError: The net has outputs that it cannot have too.
+    """
+    return LocalClassifier(shape, outputs)
 
 
 DECOUPLINGS: Mapping[str, Decoupling] = {
