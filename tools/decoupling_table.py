@@ -2,7 +2,7 @@
 
     python tools/decoupling_table.py --data ../shared/data/mnist      # keeps docs/decoupling.json, writes the tables
     python tools/decoupling_table.py --data ../shared/data/mnist --only addition
-    python tools/decoupling_table.py --only time --pairs 7
+    python tools/decoupling_table.py --only time --turns 7
     python tools/decoupling_table.py --tables                         # only the tables of docs/decoupling.md
 
 Accuracy: every row is `smask encode --decouple WAY` with all other options alike. `last block alone` is a control, made
@@ -99,32 +99,36 @@ def search(task: str, way: str, seed: int, data: str) -> dict[str, Any]:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """One timed search, alone or as one of two; the first process prints."""
+    """Timed searches by one of two processes, in turns: the first alone, ordinary and decoupled, then both."""
     torch.set_num_threads(1)
-    group = None
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-        group = dist.group.WORLD
+    dist.init_process_group("gloo")
     random = torch.Generator().manual_seed(0)
-    n = N_STEPS * BATCH_SIZE
-    x, y = torch.rand((n, 784), generator=random), torch.randint(10, (n,), generator=random)
-    dataset = Dataset("random", x, y, x[:10], y[:10])
-    options: dict[str, Any] = {} if arguments.way == "off" else {"decouple": arguments.way, "blocks": 2, "group": group}
-    model, batches = net(arguments.arch, dataset, 0), Batches(dataset, batch_size=BATCH_SIZE, seed=0)
-    smask.find_masks(model, [(x[:8], y[:8])] * 4, density=0.1, epochs=1, **options)  # what only the first has to do
-    if group:
-        dist.barrier()
+    x = torch.rand((N_STEPS * BATCH_SIZE, 784), generator=random)
+    dataset = Dataset("random", x, torch.randint(10, (len(x),), generator=random), x[:10], torch.zeros(10).long())
+    model, first = net(arguments.arch, dataset, 0), dist.get_rank() == 0
+    decoupled: dict[str, Any] = {"decouple": arguments.way, "blocks": 2}
+    kinds = {"off": {}, "1": decoupled, "2": {**decoupled, "group": dist.group.WORLD}}
+    turns = []
+    for turn in range(arguments.turns + 1):
+        turns.append({kind: timed(model, dataset, options, first or kind == "2") for kind, options in kinds.items()})
+        print(turn, turns[-1] if first else "", file=sys.stderr, flush=True)
+    if first:
+        print(json.dumps(turns[1:]))  # the first is to get warm
+    dist.destroy_process_group()
+
+
+def timed(model: torch.nn.Module, dataset: Dataset, options: dict[str, Any], takes_part: bool) -> dict[str, Any]:
+    dist.barrier()
     began, cpu = time.perf_counter(), seconds_of_processor()
-    smask.find_masks(model, batches, density=0.1, epochs=1, **options)
+    if takes_part:
+        batches = Batches(dataset, batch_size=BATCH_SIZE, seed=0)
+        smask.find_masks(model, batches, density=0.1, epochs=1, **options)
     own = torch.tensor([time.perf_counter() - began, seconds_of_processor() - cpu])
-    every = [own]
-    if group:
-        every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(every, own)
-    if group is None or dist.get_rank() == 0:
-        print(json.dumps({"seconds": max(float(one[0]) for one in every), "cpu": [float(one[1]) for one in every]}))
-    if group:
-        dist.destroy_process_group()
+    every = [torch.empty_like(own) for _ in range(2)]
+    dist.all_gather(every, own)
+    used = every if "group" in options else every[:1]
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return {"seconds": max(float(one[0]) for one in used), "cpu": [float(one[1]) for one in used], "load": load}
 
 
 def seconds_of_processor() -> float:
@@ -132,15 +136,13 @@ def seconds_of_processor() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def timed(arch: str, way: str, n: int) -> dict[str, Any]:
-    launch = [sys.executable]
-    if n > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    command = [*launch, __file__, "--worker", "--arch", arch, "--way", way]
+def turns_of(arch: str, way: str, n_turns: int) -> list[dict[str, Any]]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    command = [*launch, "--worker", "--arch", arch, "--way", way, "--turns", str(n_turns)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {**json.loads(done.stdout.splitlines()[-1]), "load": load}
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def rows(report: dict[str, Any]) -> list[str]:
@@ -188,7 +190,7 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="tasks with this in their name, or time")
     parser.add_argument("--way", default="", help="only this one")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--arch", help=argparse.SUPPRESS)
@@ -221,11 +223,8 @@ def main() -> int:
         for arch in TIMED:
             for way in ("dni", "local"):
                 name = f"{arch}|{way}"
-                report["times"][name] = []
-                for _ in range(arguments.pairs):
-                    print(name, file=sys.stderr, flush=True)
-                    kinds = (("off", "off", 1), ("1", way, 1), ("2", way, 2))
-                    report["times"][name].append({kind: timed(arch, which, n) for kind, which, n in kinds})
+                print(name, file=sys.stderr, flush=True)
+                report["times"][name] = turns_of(arch, way, arguments.turns)
                 keep()
     return 0
 
