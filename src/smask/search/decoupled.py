@@ -6,9 +6,9 @@ each tells the one before it the gradient of its input, itself of a guide but fo
 guide of the one before learns, :data:`LAG` steps later.
 
 With a process for each block they work at the same time. All that a step computes is the same then, the same numbers in
-the same order: one process finds the bytes that several find. A process trains, and has gradients and moments of, its own
-block; of the others it has copies, brought up to date where the whole is wanted: to meet a size, to validate, to keep a
-checkpoint, at the end. Then, and where a search reports (every :data:`smask.search.steps.N_REFRESH` steps), all wait.
+the same order: one process finds the bytes that several find. A process trains its own block and has gradients and
+moments of no other; of the others' scores it has copies, brought up to date where the whole is wanted: to meet a size,
+to validate, to keep a checkpoint, at the end. All wait there, and at reports (:data:`smask.search.steps.N_REFRESH`).
 """
 
 from __future__ import annotations
