@@ -93,7 +93,7 @@ def search(task: str, way: str, seed: int, data: str) -> dict[str, Any]:
         return {"seed": seed, **control(options, seed)}
     options = [*options, "--shift", "0", "--seed", str(seed), *extra]
     printed = encode(options)
-    said = " ".join(["smask encode", *options]).replace(data, "mnist") if data else ""
+    said = " ".join("mnist" if option == data else option for option in ["smask encode", *options])
     keys = ("accuracy", "label_accuracy", "loss", "n_bytes", "epochs", "seconds_search")
     return {"command": said, "seed": seed} | {key: printed[key] for key in keys if key in printed}
 
