@@ -31,6 +31,12 @@ from smask.search.snapshots import Snapshot
 
 CPU = torch.device("cpu")
 CLI = ["encode", "--arch", "mlp:64-24-10", "--epochs", "3", "--target-size", "600", "--seed", "3"]
+# A block on each process; what one process finds is the same to the bit.
+DECOUPLED: dict[str, dict[str, Any]] = {
+    "dni": {"decouple": "dni", "dni_labels": True, "patience": 1, "epochs": 6},
+    "dni-cnn": {"decouple": "dni", "kind": "cnn", "validate": lambda model: score(model, data()).accuracy},
+    "local": {"decouple": "local", "method": "bernoulli", "target": smask.TargetSize("700")},
+}
 
 
 def data() -> Dataset:
@@ -105,7 +111,7 @@ def refusal(call: Any) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
+def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
     """What each of two processes does; its results go to a folder."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -117,6 +123,15 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
     texts: dict[str, Any] = {"code": code, "stdout": said.getvalue(), "stderr": told.getvalue()}
 
     os.environ["MASTER_PORT"] = str(ports[1])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as refused:
+        options[1:4] = [str(folder / "cli-dni.smask"), "--log", str(folder / "log-dni.jsonl")]
+        texts["dni code"] = main([*CLI, "--decouple", "dni", *options, "cpu"])
+        os.environ["MASTER_PORT"] = str(ports[2])
+        texts["blocks code"] = main([*CLI, "--decouple", "dni", "--blocks", "3", "--force", *options, "cpu"])
+    texts["blocks"] = refused.getvalue()
+    dist.destroy_process_group()  # an error leaves it
+
+    os.environ["MASTER_PORT"] = str(ports[3])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     group = dist.group.WORLD
     seen: list[Progress] = []
@@ -141,6 +156,10 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
         models[name] = search("cnn", group=group, shard=shard, epochs=4, checkpoints=held)
         torch.manual_seed(rank)
         models[f"{name}-resumed"] = search("cnn", group=group, shard=shard, epochs=4, checkpoints=Held(0, held.held))
+    models |= {name: search(group=group, **{"kind": "mlp", **way}) for name, way in DECOUPLED.items()}
+    held = Held(40)
+    search("mlp", group=group, epochs=4, decouple="dni", checkpoints=held)
+    models["dni-resumed"] = search("mlp", group=group, epochs=4, decouple="dni", checkpoints=Held(0, held.held))
     for name, model in models.items():
         (folder / f"{name}-{rank}").write_bytes(encoded(model))
 
@@ -159,6 +178,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
     # A rank that does not answer, then one that is gone.
     impatient = dist.new_group(timeout=timedelta(seconds=2))
     if rank == 0:
+        texts["unsent"] = refusal(Ranks(impatient, CPU).receive(torch.empty(3), 1))
         for name in ("silent", "gone"):
             started = time.monotonic()
             if name == "gone":
@@ -175,7 +195,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    listening = [socket.socket() for _ in range(2)]
+    listening = [socket.socket() for _ in range(4)]
     for one in listening:
         one.bind(("127.0.0.1", 0))
     ports = tuple(one.getsockname()[1] for one in listening)
@@ -191,7 +211,7 @@ def texts_of(results: Path, rank: int) -> dict[str, Any]:
 
 def test_both_ranks_have_the_same(results: Path) -> None:
     names = sorted(path.name[:-2] for path in results.glob("*-0") if path.suffix != ".json")
-    assert len(names) == 13
+    assert len(names) == 17
     for name in names:
         assert (results / f"{name}-0").read_bytes() == (results / f"{name}-1").read_bytes(), name
 
@@ -260,6 +280,27 @@ def test_command_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_blocks_on_two_ranks_find_what_one_finds(results: Path, name: str) -> None:
+    alone = search(**{"kind": "mlp", **DECOUPLED[name]})
+    assert (results / f"{name}-0").read_bytes() == encoded(alone)
+
+
+def test_blocks_resumed_on_two_ranks(results: Path) -> None:
+    whole = search("mlp", epochs=4, decouple="dni")
+    assert (results / "dni-resumed-0").read_bytes() == encoded(whole)
+
+
+def test_blocks_on_the_command_line(results: Path, tmp_path: Path) -> None:
+    texts = [texts_of(results, rank) for rank in (0, 1)]
+    assert [text["dni code"] for text in texts] == [0, 0]
+    assert main([*CLI, "--decouple", "dni", "--device", "cpu", "-q", "-o", str(tmp_path / "alone.smask")]) == 0
+    assert (results / "cli-dni.smask").read_bytes() == (tmp_path / "alone.smask").read_bytes()
+    for text in texts:
+        assert text["blocks code"] == 2
+        assert "blocks: got 3, want 2, a block for each of 2 processes" in text["blocks"]
+
+
 def test_large_and_small_sums(results: Path) -> None:
     assert texts_of(results, 0)["sums"] == texts_of(results, 1)["sums"] == [[3, 3], [6, 6], [4, 4]]
 
@@ -282,6 +323,7 @@ def test_ranks_that_differ_are_told(results: Path) -> None:
 
 def test_a_dead_or_silent_rank_is_an_error_in_time(results: Path) -> None:
     texts = texts_of(results, 0)
+    assert "RankError: rank 0 of 2: another rank has ended or did not answer in time" in texts["unsent"]
     for name in ("silent", "gone"):
         assert "RankError: rank 0 of 2: another rank has ended or did not answer in time" in texts[name]
         assert texts[f"{name} after"] < 15

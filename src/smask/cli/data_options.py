@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 KINDS = """\
 data: digits (bundled), a folder of idx files (.gz or not), an .npz with x_train, y_train, x_test, y_test; a folder of
 images or WAV files with a folder for each class, in train/ and test/ or not; a table, .csv, .tsv or .parquet, with a
-column of labels; openml:NAME or openml:ID; hf:NAME of the Hugging Face hub; for --task lm any text file. What has no
-test part of its own is split by --split-seed; of a text the last part is held out."""
+column of labels; openml:NAME or openml:ID; hf:NAME of the Hugging Face hub; addition:12, made here, two numbers of 12
+bits and the bits of their sum; for --task lm any text file. What has no test part of its own is split by --split-seed;
+of a text the last part is held out."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:

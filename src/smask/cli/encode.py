@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import data_options, pretrained, processes, screen
+from . import data_options, decoupled_options, pretrained, processes, screen
 
 EPILOG = f"""\
 examples:
@@ -25,6 +25,9 @@ examples:
   smask encode --data photos/ --image-size 32 --arch conv4 --flip
   smask encode --data iris.csv --label species --arch mlp:4-32-3
   smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.3
+  smask encode --data mnist/ --decouple dni --dni-labels          layers learn from synthetic gradients
+  torchrun --nproc-per-node 2 -m smask encode --data mnist/ --decouple dni      a block on each process, at once
+  smask encode --data addition:12 --arch mlp:24-128-64-12 --density 0.5
 
 {data_options.KINDS}
 methods: auto, and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed,
@@ -118,6 +121,7 @@ def add(commands: Any) -> None:
     add_teacher(parser.add_argument_group("teacher").add_argument)
     pretrained.add(parser.add_argument_group("over a checkpoint (--base)").add_argument)
     processes.add(parser.add_argument_group("scale").add_argument)
+    decoupled_options.add(parser.add_argument_group("decoupled search").add_argument)
     run_options = parser.add_argument_group("long runs").add_argument
     run_options("--checkpoint", metavar="DIR", help="keep the state of the search in DIR, to go on after a crash")
     run_options("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
@@ -192,7 +196,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
         "seconds_search": round(searched - started - job.seconds_encode, 3),
         "seconds_encode": round(job.seconds_encode, 3), "digest": report.digest, "ranks": joined.size,
         "clamped": [tensor.name for tensor in report.tensors if tensor.base and tensor.n_kept == 1 < tensor.n_weights],
-        **found,
+        **decoupled_options.fields(arguments, job.n_blocks), **found,
     }  # fmt: skip
     if job.log:
         job.log.event("result", **fields)
@@ -232,6 +236,8 @@ def _some(names: list[str]) -> str:
 def _stem(data: str) -> str:
     """Name of the data without folder and ending, or without the name of the collection."""
     collection, colon, name = data.partition(":")
+    if colon and collection == "addition":
+        return f"addition-{name}"
     return Path(name if colon and collection in ("openml", "hf") else data).resolve().stem
 
 
@@ -259,6 +265,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) not in known:
             raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
     pretrained.check(arguments)
+    decoupled_options.check(arguments)
     if arguments.resume and not arguments.checkpoint:
         raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
     if not arguments.checkpoint_every >= 0:

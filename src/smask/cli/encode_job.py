@@ -26,7 +26,7 @@ from ..search.data import Batches, load_dataset
 from ..search.loop import TEACHER_WEIGHT, find_masks
 from ..search.tasks import Classification, Language, Task, context_of
 from ..search.text import TextBatches, load_text
-from . import bars, data_options, pretrained, screen
+from . import bars, data_options, decoupled_options, pretrained, screen
 from .processes import Processes
 from .teacher import accuracy_of, teacher_of
 
@@ -50,6 +50,7 @@ class Job:
         whole: What is searched for, with all training inputs.
         name: Of the architecture.
         epochs: Of each search.
+        n_blocks: Of the net, None where its blocks are not decoupled.
         log: The log, if one is wanted.
         seconds_encode: What coding the files took so far.
     """
@@ -68,13 +69,14 @@ class Job:
         self.whole, self._net, self.name = _task_and_net(arguments)
         self.whole.check_fit(self._net)
         self._only = pretrained.masked_names(self._net, self.base, arguments)
+        self.n_blocks = decoupled_options.n_blocks_of(arguments, self._net, joined)
         for key in self.meta:
             if key.startswith(PREFIX):
                 raise ArgumentError("--meta", key, f"another key: {PREFIX} says how data is read")
         self.meta |= self.whole.meta
         self._teacher, self._taught = None, dict[str, Any]()
         if arguments.teacher is not None:
-            if not isinstance(self.whole, Classification):
+            if not isinstance(self.whole, Classification) or self.whole.data.several:
                 want = "a task of classes; teacher= of find_masks takes any"
                 raise ArgumentError("--teacher", arguments.teacher, want)
             self._teacher = teacher_of(arguments, self.whole.data, default_arch=self.name)
@@ -107,7 +109,7 @@ class Job:
         self._say(
             f"{self.name}, {n_weights:,} parameters; {self._task.training_inputs} from "
             f"{arguments.data}; {self.epochs} epochs on {self.device}"
-            + (f", shared by {self._joined.size} processes" if self._joined.size > 1 else "")
+            + decoupled_options.words(arguments, self.n_blocks, self._joined)
         )
         if self._teacher:
             self._say(
@@ -146,7 +148,8 @@ class Job:
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
                 teacher=self._teacher, teacher_weight=arguments.teacher_weight or TEACHER_WEIGHT,
                 accumulate=arguments.accumulate, precision=arguments.precision, group=self._joined.group,
-                shard=arguments.shard,
+                shard=arguments.shard, decouple=arguments.decouple, blocks=arguments.blocks,
+                dni_labels=arguments.dni_labels,
             )  # fmt: skip
         started = time.perf_counter()
         data = codec.encode(found.state_dict(), recipe_of(found))

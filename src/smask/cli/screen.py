@@ -66,8 +66,11 @@ def score_fields(scored: Score | TextScore) -> dict[str, Any]:
 
 def score_rows(scored: Score | TextScore) -> list[tuple[str, str]]:
     """The same for a table."""
-    from ..search.accuracy import Score
+    from ..search.accuracy import LabelScore, Score
 
+    if isinstance(scored, LabelScore):
+        whole = f"{scored.accuracy:.2%} of {n(scored.n_inputs)} held-out inputs with all labels right"
+        return [("accuracy", f"{whole}, {scored.label_accuracy:.2%} of labels, loss {scored.loss:.4f}")]
     if isinstance(scored, Score):
         return [("accuracy", f"{scored.accuracy:.2%} of {n(scored.n_inputs)} held-out inputs, loss {scored.loss:.4f}")]
     part = f"of {n(scored.n_text_bytes)} held-out bytes"

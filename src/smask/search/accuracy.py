@@ -23,23 +23,40 @@ class Score:
     n_inputs: int
 
 
+@dataclass(frozen=True)
+class LabelScore(Score):
+    """The same where an input has several labels: ``accuracy`` is the part of inputs with all labels right,
+    ``label_accuracy`` that of labels, ``loss`` the mean binary cross-entropy of a label in nats.
+    """
+
+    label_accuracy: float
+
+
 @torch.no_grad()
 def score(model: nn.Module, dataset: Dataset, *, device: torch.device | str = "cpu") -> Score:
-    """Runs a model in evaluation mode over the test part.
+    """Runs a model in evaluation mode over the test part; of several labels those above 0 are what it says.
 
     Raises:
         ArchitectureError: The model does not take these inputs or has too few outputs.
     """
     check_fit(model, dataset, device=device)
     model.eval()
-    n_right, loss = 0, 0.0
+    n_right, n_labels, loss = 0, 0, 0.0
     for start in range(0, len(dataset.x_test), N_BATCH):
         x = dataset.inputs(dataset.x_test[start : start + N_BATCH].to(device))
         y = dataset.y_test[start : start + N_BATCH].to(device)
         outputs = model(x)
-        n_right += int((outputs.argmax(1) == y).sum())
-        loss += float(F.cross_entropy(outputs, y, reduction="sum"))
+        if dataset.several:
+            right = (outputs > 0) == (y > 0)
+            n_right, n_labels = n_right + int(right.all(1).sum()), n_labels + int(right.sum())
+            loss += float(F.binary_cross_entropy_with_logits(outputs, y, reduction="sum"))
+        else:
+            n_right += int((outputs.argmax(1) == y).sum())
+            loss += float(F.cross_entropy(outputs, y, reduction="sum"))
     n = len(dataset.x_test)
+    if dataset.several:
+        n_all = dataset.y_test.numel()
+        return LabelScore(n_right / n, loss / n_all, n, n_labels / n_all)
     return Score(n_right / n, loss / n, n)
 
 
@@ -61,8 +78,9 @@ def check_fit(model: nn.Module, dataset: Dataset, *, device: torch.device | str 
         ) from None
     finally:
         model.train(training)
-    n_classes = max(dataset.n_classes, int(dataset.y_test.max()) + 1)
-    if outputs.dim() != 2 or outputs.shape[1] < n_classes:
+    n_classes = dataset.n_classes if dataset.several else max(dataset.n_classes, int(dataset.y_test.max()) + 1)
+    if outputs.dim() != 2 or outputs.shape[1] < n_classes or (dataset.several and outputs.shape[1] > n_classes):
+        what = "labels" if dataset.several else "classes"
         raise ArchitectureError(
-            (f"the model gives outputs of shape {list(outputs.shape)}, the data has {n_classes} classes",)
+            (f"the model gives outputs of shape {list(outputs.shape)}, the data has {n_classes} {what}",)
         )

@@ -65,6 +65,7 @@ class Budget:
 
     def calibrate(self) -> None:
         """Corrects the densities by the size of the file that the search would give now."""
+        self.search.gather()
         counts = self.search.counts()
         measured = self.target.measure(self._finished(self.search.levels_of(counts)))
         planes = self._planes(
@@ -87,6 +88,7 @@ class Budget:
         Raises:
             UnreachableError: One weight a layer is too much.
         """
+        self.search.gather()
         orders = {name: layer.order() for name, layer in self.search.layers.items()}
         sizes: dict[tuple[int, ...], int] = {}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, DataError
 from ..readers import sounds
+from ..readers.additions import read_additions
 from ..readers.arrays import is_idx, read_idx, read_npz
 from ..readers.examples import Examples, parted
 from ..readers.folders import suffixes_in
@@ -31,7 +32,7 @@ class Dataset:
     Attributes:
         name: Where it came from.
         x_train, x_test: uint8 or float32 [N, ...] on the CPU; images are [N, channels, height, width].
-        y_train, y_test: int64 [N].
+        y_train, y_test: int64 [N]; where an input has several labels, float32 [N, labels] of zeros and ones.
         top: Value of a full uint8 input; inputs are divided by it, so that the net sees [0, 1].
         classes: Their names in order of label, None where the data has only numbers.
         facts: What a file has to say, beside the classes, for its model to be used on other data.
@@ -62,8 +63,15 @@ class Dataset:
         return tuple(self.x_train.shape[1:])
 
     @property
+    def several(self) -> bool:
+        """Whether an input may have several labels."""
+        return self.y_train.dim() == 2
+
+    @property
     def n_classes(self) -> int:
-        """Number of names, or largest training label plus one."""
+        """Number of names, or largest training label plus one; or labels that an input may have."""
+        if self.several:
+            return self.y_train.shape[1]
         return int(self.y_train.max()) + 1 if self.classes is None else len(self.classes)
 
     def statistics(self) -> tuple[list[float], list[float]]:
@@ -191,8 +199,8 @@ def load_dataset(source: str, reading: Reading | None = None) -> Dataset:
     """Data named on the command line.
 
     Args:
-        source: ``digits``; ``openml:NAME``; ``hf:NAME``; a folder of idx files, of images by class or of WAV files by
-            class; an ``.npz``; a table, ``.csv``, ``.tsv`` or ``.parquet``.
+        source: ``digits``; ``addition:BITS``; ``openml:NAME``; ``hf:NAME``; a folder of idx files, of images by class
+            or of WAV files by class; an ``.npz``; a table, ``.csv``, ``.tsv`` or ``.parquet``.
         reading: How it is read and split where it does not say so itself.
 
     Raises:
@@ -225,7 +233,8 @@ def _read(source: str, reading: Reading) -> Examples:
         return read_sounds(path, reading) if suffixes & {*sounds.SUFFIXES} else read_images(path, reading)
     if not path.exists():
         raise DataError(
-            source, f"not found; give 'digits', a folder, a file ({', '.join(FILES)}), openml:NAME or hf:NAME"
+            source,
+            f"not found; give 'digits', addition:12, a folder, a file ({', '.join(FILES)}), openml:NAME or hf:NAME",
         )
     if path.suffix.lower() not in FILES:
         raise DataError(source, f"no file of a known kind: {', '.join(FILES)}, or a folder; text is --task lm")
@@ -235,7 +244,9 @@ def _read(source: str, reading: Reading) -> Examples:
 FILES: Mapping[str, Callable[[Path, Reading], Examples]] = {
     ".npz": lambda path, reading: read_npz(path), ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet,
 }  # fmt: skip
-COLLECTIONS: Mapping[str, Callable[[str, Reading], Examples]] = {"openml": read_openml, "hf": read_hub}
+COLLECTIONS: Mapping[str, Callable[[str, Reading], Examples]] = {
+    "addition": read_additions, "openml": read_openml, "hf": read_hub,
+}  # fmt: skip
 
 
 def digits() -> Dataset:

@@ -19,12 +19,14 @@ from ..errors import ArgumentError, UnsupportedError
 from ..origins import Base
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
+from .decoupled import DecoupledSearch
 from .densities import DENSEST, layer_densities
 from .distillation import relative_entropy
 from .finish import Floats, coded_tensors, finished_model
 from .methods import METHODS
 from .objective import Objective
 from .order import Order
+from .plan import OFF, check_options, planned
 from .precision import Precision
 from .pretrained import INITIAL, Taken
 from .progress import Progress
@@ -83,6 +85,9 @@ def find_masks(
     precision: str = "fp32",
     group: ProcessGroup | None = None,
     shard: bool = False,
+    decouple: str = OFF,
+    blocks: int | None = None,
+    dni_labels: bool = False,
 ) -> nn.Module:
     """Searches which weights of a frozen, seed-generated network to keep.
 
@@ -142,12 +147,17 @@ def find_masks(
             each takes its rows; None for this process alone. ``torch.distributed.group.WORLD`` are all. Checkpoints are
             kept by the first.
         shard: Whether each of the group keeps only its rows of the masked weights and all that belongs to them.
+        decouple: ``off``, or one of :data:`smask.search.guides.DECOUPLINGS`: the model, a ``Sequential``, is cut in
+            blocks, none of which waits for the gradient of those behind it. Processes of the group have a block each.
+        blocks: How many, see :func:`smask.search.blocks.cut`; by default one for each process of the group, else for
+            each masked module.
+        dni_labels: Whether synthetic gradients may depend on the labels.
 
     Returns:
         A copy of the model on the CPU with its final weights, carrying its recipe: :func:`smask.save` writes it.
 
     Raises:
-        ArgumentError: A value out of range, a model without a layer to mask, no batches.
+        ArgumentError: A value out of range, a model without a layer to mask or that cannot be cut, no batches.
         DivergedError: A loss that is not finite.
         UnreachableError: A target below the size of a model with one kept weight a layer.
         UnsupportedError: An unknown method, base, density rule or scale.
@@ -164,12 +174,17 @@ def find_masks(
     # Overflow is seen by the rank that has the row, and all would have to leave out the step.
     if shard and precision == "fp16":
         raise ArgumentError("precision", precision, "fp32 or bf16 where scores are spread over ranks")
+    check_options(
+        decouple, blocks, dni_labels,
+        accumulate=accumulate, precision=precision, shard=shard, size=ranks.size, device=here,
+    )  # fmt: skip
     if not shard:
         model.to(here)
     model.train()
     weights = maskable(model, only)
     taken = Taken.of(origin, model, weights, method_of) if origin else None
     shapes = {name: one.weight.shape for name, one in weights.items()}
+    plan = planned(decouple, model, weights, blocks=blocks, labels=dni_labels, ranks=ranks)
 
     def densities_at(density: float) -> dict[str, float]:
         return layer_densities(shapes, density=density, rule=density_rule, first=first_density, last=last_density)
@@ -184,7 +199,7 @@ def find_masks(
         "target": target.n_bytes if target else None, "accumulate": accumulate, "precision": precision,
         "teacher": integrity.digest(teacher.state_dict()) if teacher else None,
         "teacher_weight": teacher_weight if teacher else None,
-        "teacher_loss": _name(teacher_loss) if teacher else None,
+        "teacher_loss": _name(teacher_loss) if teacher else None, "decouple": plan.settings if plan else None,
         "origin": origin.digest if origin else None, "initial": initial if origin else None,
     }  # fmt: skip
     if checkpoints or ranks.size > 1:  # what takes time, and only matters to one who goes on, or to others
@@ -213,7 +228,8 @@ def find_masks(
         )
         biases = zero_biases(model, weights, learn=learn_bias, given=taken.others if taken else ())
         schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
-        search = Search(model, layers, schedule, precision=passes, ranks=ranks, seed=seed)
+        kind = functools.partial(DecoupledSearch, plan=plan) if plan else Search
+        search = kind(model, layers, schedule, precision=passes, ranks=ranks, seed=seed)
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
             recipe = Recipe(
@@ -233,6 +249,7 @@ def find_masks(
         order = Order(batches, epochs, here, n_together=accumulate)
         keeper = checkpoints if ranks.rank == 0 else None
         Run(search, order, epochs, n_batches, objective, progress, validate, patience, keeper, budget).go(settings)
+        search.gather()
         found = finished(search.fix())
     ranks.check_same(weights_found=integrity.digest(found.state_dict()))
     return found

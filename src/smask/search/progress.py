@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +42,15 @@ class Progress:
 
 
 class Meter:
-    """Gathers losses and right answers without waiting for the device; looks at them only now and then."""
+    """Gathers losses and right answers without waiting for the device; looks at them only now and then.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+    Args:
+        ranks: Those that share the search.
+        whole: A loss of which every rank has its part to the loss; called by all of them.
+    """
+
+    def __init__(self, ranks: Ranks, whole: Callable[[Tensor], Tensor]) -> None:
+        self._ranks, self._whole = ranks, whole
         self._losses: list[Tensor] = []
         self._right: list[Tensor] = []
         self._n_inputs = 0
@@ -70,7 +76,8 @@ class Meter:
         """
         if not self._losses:
             return
-        losses = torch.stack(self._losses)
+        losses = self._whole(torch.stack(self._losses))
+        self._losses = [*losses]
         bad = losses.isfinite().logical_not_().nonzero()
         if len(bad):
             first = int(bad[0])

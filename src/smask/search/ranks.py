@@ -102,12 +102,12 @@ class Ranks:
                 reason = f"{name.replace('_', ' ')} of rank {', '.join(other)} not as of rank 0, all need the same"
                 raise RankError(self.rank, self.size, reason)
 
-    def value(self, value: float) -> float:
-        """What rank 0 has."""
+    def value(self, value: float, source: int = 0) -> float:
+        """What one rank has."""
         if self.size == 1:
             return value
         sent = torch.tensor([value], dtype=torch.float64).to(self._device)
-        self._broadcast(sent)
+        self._broadcast(sent, source)
         return float(sent)
 
     def snapshot(self, last: Callable[[], Snapshot | None]) -> Snapshot | None:
@@ -130,8 +130,7 @@ class Ranks:
             except SmaskError as error:
                 refused, text = error, {"refused": str(error)}
         if snapshot:
-            tensors = {name: [NAME_OF_DTYPE[t.dtype], list(t.shape)] for name, t in snapshot.tensors.items()}
-            text = {"step": snapshot.step, "numbers": snapshot.numbers, "tensors": tensors}
+            text = {"step": snapshot.step, "numbers": snapshot.numbers}
         text = json.loads(self._bytes(json.dumps(text).encode()))
         if refused:
             raise refused
@@ -139,14 +138,63 @@ class Ranks:
             raise RankError(self.rank, self.size, f"rank 0 said: {text['refused']}")
         if not text:
             return None
+        return Snapshot(text["step"], text["numbers"], self._tensors(snapshot.tensors if snapshot else {}, 0))
+
+    def merged(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of all ranks, each of which has other names, on all of them.
+
+        Raises:
+            RankError: A rank ended or did not answer in time.
+        """
+        found = dict[str, Tensor]()
+        for source in range(self.size):
+            found |= self._tensors(tensors, source)
+        return found
+
+    def send(self, tensor: Tensor, to: int) -> Callable[[], None]:
+        """Begins to send a tensor, which must stay as it is until the call of what is returned comes back.
+
+        Raises:
+            RankError: When waiting: the other ended or did not answer in time.
+        """
+        with self._answering():
+            work = dist.isend(tensor, group=self.group, group_dst=to)
+        assert work is not None
+        return lambda: self._wait(work)
+
+    def receive(self, into: Tensor, source: int) -> Callable[[], Tensor]:
+        """Begins to receive a tensor into one of its shape and dtype; what is returned waits for it.
+
+        Raises:
+            RankError: When waiting: the source ended or did not answer in time.
+        """
+        with self._answering():
+            work = dist.irecv(into, group=self.group, group_src=source)
+        assert work is not None
+
+        def wait() -> Tensor:
+            self._wait(work)
+            return into
+
+        return wait
+
+    def _wait(self, work: dist.Work) -> None:
+        with self._answering():
+            work.wait()
+
+    def _tensors(self, tensors: Mapping[str, Tensor], source: int) -> dict[str, Tensor]:
+        """What one rank has; on the others the argument is not looked at."""
+        mine = self.rank == source
+        text = {name: [NAME_OF_DTYPE[t.dtype], list(t.shape)] for name, t in tensors.items()} if mine else {}
+        text = json.loads(self._bytes(json.dumps(text).encode(), source))
         found = {}
-        for name, (dtype, shape) in text["tensors"].items():
-            there = torch.empty(shape, dtype=DTYPE_OF_NAME[dtype])
-            sent = (snapshot.tensors[name] if snapshot else there).to(self._device).contiguous()
+        for name, (dtype, shape) in text.items():
+            sent = tensors[name] if mine else torch.empty(shape, dtype=DTYPE_OF_NAME[dtype])
+            sent = sent.detach().to(self._device).contiguous()
             # As bytes: not every backend knows every dtype.
-            self._broadcast(sent.reshape(-1).view(torch.uint8))
+            self._broadcast(sent.reshape(-1).view(torch.uint8), source)
             found[name] = sent.cpu()
-        return Snapshot(text["step"], text["numbers"], found)
+        return found
 
     @contextmanager
     def own_random(self, *place: int) -> Iterator[None]:
@@ -157,23 +205,22 @@ class Ranks:
         if self.size == 1:
             yield
             return
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(mixed(*place, self.rank))
+        with random_at(self._device, *place, self.rank):
             yield
 
-    def _bytes(self, content: bytes) -> bytes:
-        length = int(self.value(len(content)))
+    def _bytes(self, content: bytes, source: int = 0) -> bytes:
+        length = int(self.value(len(content), source))
         own = torch.zeros(length, dtype=torch.uint8)
-        if self.rank == 0:
+        if self.rank == source:
             own = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         own = own.to(self._device)
-        self._broadcast(own)
+        self._broadcast(own, source)
         return bytes(own.cpu().numpy())
 
-    def _broadcast(self, tensor: Tensor) -> None:
+    def _broadcast(self, tensor: Tensor, source: int) -> None:
         if tensor.numel():
             with self._answering():
-                dist.broadcast(tensor, group=self.group, group_src=0)
+                dist.broadcast(tensor, group=self.group, group_src=source)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
@@ -184,6 +231,14 @@ class Ranks:
             happened = re.sub(r"^\[[^\]]*\]\s*", "", str(error).splitlines()[0]).partition(". ")[0]
             reason = f"another rank has ended or did not answer in time ({happened[:120]})"
             raise RankError(self.rank, self.size, reason) from None
+
+
+@contextmanager
+def random_at(device: torch.device, *place: int) -> Iterator[None]:
+    """torch's generators begin at a point that these numbers decide; afterwards they are as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(mixed(*place))
+        yield
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
@@ -199,7 +254,7 @@ def n_rows(batch: Any) -> int:
     Raises:
         ArgumentError: There is none.
     """
-    for tensor in _tensors(batch):
+    for tensor in tensors_in(batch):
         if tensor.dim():
             return len(tensor)
     raise ArgumentError("batches", type(batch).__name__, "tensors whose first dimension is that of the inputs")
@@ -208,7 +263,7 @@ def n_rows(batch: Any) -> int:
 def batch_digest(batch: Any) -> str:
     """sha256 over the tensors of a batch."""
     running = hashlib.sha256()
-    for tensor in _tensors(batch):
+    for tensor in tensors_in(batch):
         running.update(repr((tensor.dtype, tensor.shape)).encode())
         running.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return running.hexdigest()
@@ -219,15 +274,16 @@ def mixed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors of a batch, also those in tuples, lists and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def _rows(value: Any, rows: slice, n: int) -> Any:

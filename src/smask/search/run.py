@@ -40,12 +40,12 @@ class Run:
         self.objective, self.ranks = objective, search.ranks
         self.progress, self.validate, self.patience = progress, validate, patience
         self.keeper, self.budget = keeper, budget
-        self.meter, self.epoch_losses = Meter(self.ranks), torch.zeros(())
+        self.meter, self.epoch_losses = Meter(self.ranks, search.whole), torch.zeros(())
         self.validation: float | None = None
         self.best, self.n_stale, self.first_step = -math.inf, 0, 0
         self.device = next(iter(search.layers.values())).scale.device
-        # Tensors that lie on several ranks are gathered by all of them, whoever keeps the snapshot.
-        self._is_shared = any(layer.is_shared for layer in search.layers.values())
+        # What lies on several ranks is gathered by all of them, whoever keeps the snapshot.
+        self._is_shared = search.is_spread
 
     def go(self, settings: Mapping[str, Any]) -> None:
         """Runs to the end, from the keeper's snapshot if it has one; of several ranks the first asks its keeper."""
@@ -115,12 +115,13 @@ class Run:
         if self.ranks.size > 1:
             self.ranks.check_same(scores=search.digest())
         if self.validate:
+            search.gather()
             search.write()
             search.model.eval()
             self.validation = self.ranks.value(float(self.validate(search.model)))
             search.model.train()
         if self.patience and not search.levels and search.schedule.descent(search.done) == 1:
-            value = -float(self.epoch_losses) if self.validation is None else self.validation
+            value = -float(search.whole(self.epoch_losses)) if self.validation is None else self.validation
             self.n_stale = 0 if value > self.best else self.n_stale + 1
             self.best = max(self.best, value)
             if self.n_stale >= self.patience:
@@ -133,7 +134,8 @@ class Run:
             "best": self.best if math.isfinite(self.best) else None, "n_stale": self.n_stale,
         }  # fmt: skip
         tensors = {f"random.{name}": state for name, state in self.order.tensors().items()}
-        return Snapshot(self.search.done, numbers, self.search.tensors() | tensors | {"losses": self.epoch_losses})
+        losses = self.search.whole(self.epoch_losses)
+        return Snapshot(self.search.done, numbers, self.search.tensors() | tensors | {"losses": losses})
 
     def _restore(self, kept: Snapshot) -> None:
         numbers = kept.numbers
@@ -142,7 +144,7 @@ class Run:
         self.order.restore(numbers["order"], states)
         self.validation, self.n_stale = numbers["validation"], int(numbers["n_stale"])
         self.best = -math.inf if numbers["best"] is None else float(numbers["best"])
-        self.epoch_losses = kept.tensors["losses"].to(self.device)
+        self.epoch_losses = self.search.part(kept.tensors["losses"].to(self.device))
         self.first_step = kept.step
 
 

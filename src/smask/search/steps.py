@@ -82,6 +82,7 @@ class Search:
         seed: int = 0,
     ) -> None:
         self.model, self.layers, self.schedule, self.done, self._seed = model, layers, schedule, 0, seed
+        self.own: Mapping[str, MaskedWeight] = layers  # those that this process trains
         device = next(iter(layers.values())).scale.device
         self.precision, self.ranks = precision or Precision("fp32", device), ranks or Ranks(None, device)
         masked = {id(layer.parameter) for layer in layers.values()}
@@ -93,6 +94,11 @@ class Search:
         )
         self.method = next(iter(layers.values())).method
         self.levels: dict[str, Tensor] = {}
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether some of what is trained is only in other processes."""
+        return any(layer.is_shared for layer in self.layers.values())
 
     @property
     def finished(self) -> bool:
@@ -126,8 +132,8 @@ class Search:
     def write(self, *, refresh: bool = False) -> None:
         """Puts masked weights into the model."""
         if refresh:
-            self.method.balance(self.layers, {name: self.density_of(layer) for name, layer in self.layers.items()})
-        for layer in self.layers.values():
+            self.method.balance(self.own, {name: self.density_of(layer) for name, layer in self.own.items()})
+        for layer in self.own.values():
             if layer.method.draws:
                 layer.seed_draws(self.done)
             layer.write()
@@ -154,6 +160,17 @@ class Search:
             self.fix()
         self.write(refresh=not self.levels and self.done % N_REFRESH == 0)
         self.optimizer.zero_grad(set_to_none=True)
+        total = self.gradients(batch, objective, seen)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.done)
+        self.precision.step(self.optimizer)
+        self.done += 1
+        return total
+
+    def gradients(
+        self, batch: Sequence[tuple[Any, Any]], objective: Objective, seen: Callable[[Any, Any], None] | None
+    ) -> Tensor:
+        """Gradients of all that is trained, arguments and result as of :meth:`step`."""
         alone = len(batch) == 1 and self.ranks.size == 1
         shares = [(*batch[0], 1, 1)] if alone else [self.ranks.share(part) for part in batch]
         n_inputs, total = sum(n for *_, n in shares), torch.zeros(())
@@ -168,10 +185,6 @@ class Search:
                 if seen is not None and n_own:
                     seen(outputs, y)
         self._take_gradients(total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.done)
-        self.precision.step(self.optimizer)
-        self.done += 1
         return total
 
     def _take_gradients(self, loss: Tensor) -> None:
@@ -204,6 +217,17 @@ class Search:
             tensor.div_(self.ranks.size)
         for index in absent:  # where no rank has a gradient, there is none
             parameters[index].grad = gradients[index] if bool(there[index]) else None
+
+    def gather(self) -> None:
+        """Makes everything that is trained known here, where other processes train a part of it."""
+
+    def whole(self, loss: Tensor) -> Tensor:
+        """A loss of which every process has its part; to be called by all."""
+        return loss
+
+    def part(self, loss: Tensor) -> Tensor:
+        """This process' part of what :meth:`whole` gave."""
+        return loss
 
     def digest(self) -> str:
         """sha256 over what is trained and is the same on all ranks."""

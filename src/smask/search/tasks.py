@@ -55,7 +55,9 @@ class Classification:
         )  # fmt: skip
 
     def loss(self, label_smoothing: float) -> Callable[[Any, Any], Tensor]:
-        """Cross-entropy of the classes."""
+        """Cross-entropy of the classes, or of each label where an input has several."""
+        if self.data.several:
+            return functools.partial(labels_loss, label_smoothing=label_smoothing)
         return functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
 
     def check_fit(self, model: nn.Module) -> None:
@@ -69,6 +71,12 @@ class Classification:
     def judged(self, model: nn.Module, *, device: Device) -> float:
         """Accuracy on the test part: more is better."""
         return self.score(model, device=device).accuracy
+
+
+def labels_loss(outputs: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    """Mean binary cross-entropy of logits [N, labels] with targets of zeros and ones, these moved towards a half."""
+    targets = targets * (1 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(outputs, targets)
 
 
 @dataclass(frozen=True, eq=False)
