@@ -21,7 +21,7 @@ from .initial import initial_model, origins_of
 from .loop import Trained, train_weights
 from .treatments import Treatment, treated
 
-# Members of a file's meta.
+# Of members of a file's meta; those that are as usual (one round, rewound) are left out.
 PREFIX = "ticket."
 
 
@@ -130,8 +130,9 @@ def find_ticket(
             name: treatment.coded(origin, masks[name], n_streams=len(origins), seed=seed)
             for name, origin in origins.items()
         }
-        said = {"criterion": criterion, "rounds": str(rounds), "kept": treatment.kept, "signs": treatment.signs}
-        said = {f"{PREFIX}{key}": text for key, text in said.items()}
+        given = {"criterion": criterion, "rounds": str(rounds), **vars(treatment)}
+        usual = {"rounds": "1", **vars(Treatment())}
+        said = {f"{PREFIX}{key}": text for key, text in given.items() if text != usual.get(key)}
         held = {name: tensor for name, tensor in coded.items() if tensor is not None}
         attach(ticket, Recipe(seed, held, dict(arch_of(model) or EXTERNAL), {**(meta or {}), **said}))
     return Ticket(ticket, masks, outside)
