@@ -1,7 +1,7 @@
 """What lottery tickets reach, trained and untrained; keeps it in docs/tickets.json and writes docs/tickets.md.
 
-    python tools/tickets_table.py trained --data ../shared/data/mnist            # about 25 minutes on one core
-    python tools/tickets_table.py untrained --data ../shared/data/mnist          # about 5 minutes on one core
+    python tools/tickets_table.py trained --data ../shared/data/mnist            # 35 minutes on one busy core
+    python tools/tickets_table.py untrained --data ../shared/data/mnist          # 11 minutes on one busy core
     python tools/tickets_table.py images --data cifar10.npz --arch conv6 --device cuda           # a GPU wanted
     python tools/tickets_table.py images --data cifar10.npz --arch conv2 --epochs 1 --images 20000 --test-images 2000
     python tools/tickets_table.py tables                                         # only the page
@@ -217,8 +217,8 @@ def page(report: dict[str, Any]) -> str:
             "## Untrained",
             f"MNIST, 300-100, Adam at a constant {LR:g}, batches of {BATCH_SIZE}, means of {n} seeds. A dense net is "
             "trained, weights are chosen by a criterion, and the net is scored with these weights as they were at the "
-            "beginning, or with signed constants, the others zero (Zhou et al. 2019, section 5). Every density is shown, "
-            "none is chosen.",
+            "beginning, or with signed constants, the others zero (Zhou et al. 2019, section 5). All that was measured "
+            "is shown, no density is chosen.",
             "\n".join(untrained_rows(each)),
             f"All criteria after {MIDDLE_EPOCHS} epochs at {MIDDLE:.0%} kept; – where a layer would keep nothing:",
             "\n".join(criteria_rows(each, MIDDLE_EPOCHS, MIDDLE)),
