@@ -227,8 +227,8 @@ def page(report: dict[str, Any]) -> str:
         full = "python tools/tickets_table.py images --data cifar10.npz --arch conv6 --device cuda"
         parts += [
             "## Untrained, CIFAR-10",
-            "Zhou et al. report up to 41 % for convolutional nets. What ran here is far smaller and stays below; the whole "
-            f"run, which wants a GPU, is `{full}`.",
+            "Zhou et al. report up to 41 % for convolutional nets. What ran here is far smaller and stays below; the "
+            f"whole run, which wants a GPU, is `{full}`.",
         ]
         for run in runs["runs"]:
             parts += [
