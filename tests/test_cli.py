@@ -96,7 +96,20 @@ def test_tables_are_readable(file: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_command_has_help_with_examples() -> None:
     commands = next(action.choices for action in parser()._actions if action.choices)
-    known = {"bench", "convert", "encode", "eval", "decode", "inspect", "pack", "sweep", "unpack", "verify"}
+    known = {
+        "bench",
+        "convert",
+        "encode",
+        "eval",
+        "decode",
+        "inspect",
+        "pack",
+        "sweep",
+        "ticket",
+        "train",
+        "unpack",
+        "verify",
+    }
     assert set(commands) == known
     for command in commands.values():
         assert "examples:" in command.format_help()

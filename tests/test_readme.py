@@ -52,6 +52,7 @@ def test_figures_are_the_measured_ones() -> None:
         import methods_table
         import packed_table
         import tasks_table
+        import tickets_table
     finally:
         sys.path.pop(0)
     assert "\n".join(packed_table.rows(json.loads((ROOT / "docs/bench.json").read_text()))) in README
@@ -62,5 +63,7 @@ def test_figures_are_the_measured_ones() -> None:
     assert "\n".join(tasks_table.summary(measured_tasks["permuted"])) in README
     for section, measured_section in measured_tasks.items():
         assert "\n".join(tasks_table.SECTIONS[section][1](measured_section)) in page
+    tickets = json.loads((ROOT / "docs/tickets.json").read_text())
+    assert tickets_table.page(tickets) == (ROOT / "docs/tickets.md").read_text(encoding="utf-8")
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
         assert "\n".join(rows) in README

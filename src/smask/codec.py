@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from . import architectures, container, groups, integrity, modules, prefixes
+from . import architectures, container, groups, integrity, masking, modules, prefixes
 from .coded import CodedTensor, parameter_problem
 from .container import Limits
 from .contents import contents_of, dense_tensors
@@ -146,6 +146,7 @@ def load(
     model: nn.Module | None = None,
     packed: bool | Literal["auto"] = False,
     regenerate_signs: bool = False,
+    trainable: bool = False,
     base: BaseSource | None = None,
     task: str | None = None,
     max_planes: int | None = None,
@@ -168,16 +169,21 @@ def load(
         packed: False for dense weights, True for packed ones in every coded layer, ``auto`` for packed ones in layers
             that are large enough to be faster so.
         regenerate_signs: Packed layers make their signs anew at every call instead of holding them.
+        trainable: The masked net ready to train, in training mode: whatever optimiser moves it, weights that are not
+            kept stay zero (:func:`smask.masking.hold_masks`). Saved, it is the weights that it has then, to the bit.
         base, task, max_planes, max_bytes, partial: As for :func:`decode`.
         limits: What the file may ask for.
 
     Raises:
         ArchitectureError: Names, shapes or dtypes of the module differ from those of the file, or the file needs a
             module and none was given.
-        ArgumentError: Another value of ``packed``, or no task of the file.
+        ArgumentError: Another value of ``packed``, no task of the file, or ``trainable`` with packed layers or a file
+            that is no ticket: one with a tensor of more than one plane, with a mask that keeps nothing, or without any.
         UnsupportedError: ``packed=True`` and a coded tensor that no packed layer can hold.
         FormatError, LimitError, IntegrityError, PrefixError, BaseError, DeviceError, OSError: As :func:`decode`.
     """
+    if trainable and packed:
+        raise ArgumentError("packed", packed, "False beside trainable")
     target = check_device(device)
     opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
     arch, number = opened.manifest.arch, groups.number_of(opened.manifest, task)
@@ -190,6 +196,7 @@ def load(
     read = contents_of(opened, found, number)
     # What names another tensor may be packed by itself.
     coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
+    masks = masking.masks_of(coded) if trainable else {}
     bits = _to_pack(model, coded, packed)
     modules.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
     tied = _tied_parameters(model)
@@ -199,9 +206,13 @@ def load(
         for owner, _, attribute in (name.rpartition(".") for name in others):
             setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
     model.to(target)
+    setattr(model, COVERAGE, prefixes.coverage_of(opened, task))
+    if trainable:
+        masking.hold_masks(model, masks)
+        attach(model, Recipe(read.seed, {}, arch, groups.meta_of(opened.manifest, task)))
+        return model.train()
     dense = {name: tensor for name, tensor in read.coded.items() if name not in bits}
     attach(model, recipe_for(opened.manifest, task, dense, found))
-    setattr(model, COVERAGE, prefixes.coverage_of(opened, task))
     return model.eval()
 
 

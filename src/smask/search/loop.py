@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from .decoupled import DecoupledSearch
 from .densities import DENSEST, layer_densities
 from .distillation import relative_entropy
 from .finish import Floats, coded_tensors, finished_model
+from .identity import fingerprint_of, n_batches_of, name_of
 from .methods import METHODS
 from .objective import Objective
 from .order import Order
@@ -166,7 +167,7 @@ def find_masks(
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
     _check(method, base, scale, initial, epochs, lr, seed, hold, settle, float_bits, patience)
-    n_batches = _n_batches(batches, accumulate)
+    n_batches = n_batches_of(batches, accumulate)
     method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
@@ -194,16 +195,16 @@ def find_masks(
         "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
         "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
         "float_bits": float_bits,
-        "hold": hold, "settle": settle, "patience": patience, "loss": _name(loss),
+        "hold": hold, "settle": settle, "patience": patience, "loss": name_of(loss),
         "n_batches": n_batches, "validate": validate is not None,
         "target": target.n_bytes if target else None, "accumulate": accumulate, "precision": precision,
         "teacher": integrity.digest(teacher.state_dict()) if teacher else None,
         "teacher_weight": teacher_weight if teacher else None,
-        "teacher_loss": _name(teacher_loss) if teacher else None, "decouple": plan.settings if plan else None,
+        "teacher_loss": name_of(teacher_loss) if teacher else None, "decouple": plan.settings if plan else None,
         "origin": origin.digest if origin else None, "initial": initial if origin else None,
     }  # fmt: skip
     if checkpoints or ranks.size > 1:  # what takes time, and only matters to one who goes on, or to others
-        settings |= {"batches": _fingerprint(batches), "arch": arch_of(original)}
+        settings |= {"batches": fingerprint_of(batches), "arch": arch_of(original)}
         settings |= {"model": integrity.digest(original.state_dict())}
     ranks.check_same(**settings)
     rows = None
@@ -253,31 +254,6 @@ def find_masks(
         found = finished(search.fix())
     ranks.check_same(weights_found=integrity.digest(found.state_dict()))
     return found
-
-
-def _n_batches(batches: object, accumulate: int) -> int:
-    """Batches of an epoch that are used: as many as make whole steps."""
-    if accumulate < 1:
-        raise ArgumentError("accumulate", accumulate, "1 or more batches")
-    n_batches = len(batches) if isinstance(batches, Sized) else 0
-    if not n_batches:
-        raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
-    if n_batches < accumulate:
-        raise ArgumentError("accumulate", accumulate, f"at most the {n_batches} batches of an epoch")
-    return n_batches // accumulate * accumulate
-
-
-def _name(loss: Callable[[Any, Any], Tensor]) -> str:
-    """A name of a function that is the same in another process."""
-    if isinstance(loss, functools.partial):
-        return f"{_name(loss.func)}{loss.args}{sorted(loss.keywords.items())}"
-    return getattr(loss, "__qualname__", type(loss).__qualname__)
-
-
-def _fingerprint(batches: object) -> str | None:
-    """What the batches say that they depend on; two of the same fingerprint give the same batches."""
-    own = getattr(batches, "fingerprint", None)
-    return str(own()) if callable(own) else None
 
 
 def _check(

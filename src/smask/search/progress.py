@@ -46,11 +46,11 @@ class Meter:
 
     Args:
         ranks: Those that share the search.
-        whole: A loss of which every rank has its part to the loss; called by all of them.
+        whole: A loss of which every rank has its part to the loss; called by all of them. None where all have it.
     """
 
-    def __init__(self, ranks: Ranks, whole: Callable[[Tensor], Tensor]) -> None:
-        self._ranks, self._whole = ranks, whole
+    def __init__(self, ranks: Ranks, whole: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._ranks, self._whole = ranks, whole or (lambda loss: loss)
         self._losses: list[Tensor] = []
         self._right: list[Tensor] = []
         self._n_inputs = 0

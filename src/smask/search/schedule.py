@@ -36,9 +36,9 @@ class Schedule:
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0."""
         if not self.turn:
-            return self.lr * _cosine(step / self.n_steps)
+            return self.lr * cosine(step / self.n_steps)
         left = (step - self.turn) / max(1, self.n_steps - self.turn)
-        return self.lr * _cosine(self.turn / self.n_planned) * _cosine(left)
+        return self.lr * cosine(self.turn / self.n_planned) * cosine(left)
 
     def descent(self, step: int) -> float:
         """Part of the descent that is done, from 0 to 1."""
@@ -60,5 +60,6 @@ class Schedule:
             setattr(self, name, int(numbers[name]))
 
 
-def _cosine(part: float) -> float:
+def cosine(part: float) -> float:
+    """Half a cosine, from 1 at part 0 to 0 at part 1 and after."""
     return 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))

@@ -1,0 +1,79 @@
+"""Masks of a file, and a module that keeps to them whatever optimiser trains it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .coded import CodedTensor
+from .errors import ArgumentError
+
+TICKET = "a file with one mask a weight tensor, as smask ticket and smask encode write them"
+
+
+def masks_of(coded: Mapping[str, CodedTensor]) -> dict[str, Tensor]:
+    """Masks of tensors with one plane, bool [C, ...] by name.
+
+    Raises:
+        ArgumentError: There is none, one has more planes, or one keeps nothing.
+    """
+    if not coded:
+        raise ArgumentError("file", "no mask", TICKET)
+    masks = {}
+    for name, tensor in coded.items():
+        if len(tensor.planes) != 1:
+            raise ArgumentError("file", f"{len(tensor.planes)} planes of {name!r}", TICKET)
+        bits = np.unpackbits(tensor.planes[0].numpy(), count=tensor.n_weights, bitorder="little")
+        if not bits.any():
+            raise ArgumentError("file", f"a mask of {name!r} that keeps nothing", "a weight kept in every tensor")
+        masks[name] = torch.from_numpy(bits.view(bool)).view(tensor.shape)
+    return masks
+
+
+def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Makes a module keep weights outside of its masks at zero while it is trained; its state dict stays what it is.
+
+    Gradients of these weights are zero, so that every optimiser that treats weights one by one (SGD with momentum and
+    decay, Adam, AdamW, RMSprop and the like) leaves them at exactly zero. One that mixes them (Muon) moves them; they
+    are put back before every forward pass and before the state dict is read. Copies and pickles of the module do the
+    same.
+
+    Args:
+        model: Its parameters are hooked; they may be moved to another device later, not replaced.
+        masks: bool [C, ...] by state-dict name.
+    """
+    hold = _Hold(masks)
+    hold(model)
+    model.register_forward_pre_hook(hold)
+    model.register_state_dict_pre_hook(hold)  # type: ignore[no-untyped-call]
+
+
+class _Hold:
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self._masks = dict(masks)
+        self._hooked: dict[str, weakref.ref[nn.Parameter]] = {}
+
+    def __getstate__(self) -> dict[str, Tensor]:
+        return self._masks
+
+    def __setstate__(self, masks: dict[str, Tensor]) -> None:
+        # Copies of parameters have no hooks.
+        self._masks, self._hooked = masks, {}
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, *_: Any) -> None:
+        for name, mask in self._masks.items():
+            weight = model.get_parameter(name)
+            # The sum makes +0 of -0; through .data, for a pass of before may still want its gradients.
+            weight.data.mul_(mask.to(weight.device)).add_(0.0)
+            known = self._hooked.get(name)
+            if weight.requires_grad and (known is None or known() is not weight):
+                weight.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient, mask=mask: gradient * mask.to(gradient.device)
+                )
+                self._hooked[name] = weakref.ref(weight)

@@ -1,0 +1,1 @@
+"""Training of weights under masks: dense nets, lottery tickets, sparse nets. Knows nothing of files."""
