@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import integrity
 from .densities import cubic
+from .exchange import exchange_some
 from .methods import Method
 from .objective import Objective, called
 from .precision import Precision
@@ -157,6 +158,8 @@ class Search:
                 if seen is not None and n_own:
                     seen(outputs, y)
         self._take_gradients(total)
+        if self.method.wish and not self.levels:
+            exchange_some(self.layers, self.method.wish, step=self.done, n_search=self.schedule.n_search)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.done)
         self.precision.step(self.optimizer)
