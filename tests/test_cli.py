@@ -96,7 +96,18 @@ def test_tables_are_readable(file: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_every_command_has_help_with_examples() -> None:
     commands = next(action.choices for action in parser()._actions if action.choices)
-    assert set(commands) == {"bench", "convert", "encode", "eval", "decode", "inspect", "sweep", "verify"}
+    assert set(commands) == {
+        "bench",
+        "convert",
+        "encode",
+        "eval",
+        "decode",
+        "inspect",
+        "sweep",
+        "ticket",
+        "train",
+        "verify",
+    }
     for command in commands.values():
         assert "examples:" in command.format_help()
     assert "exit codes" in parser().format_help()

@@ -21,32 +21,44 @@ N_QUIET_SECONDS = 15.0
 
 
 @contextmanager
-def search_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Progress of a search: a bar with rate and time left, or a line now and then where stderr is no terminal."""
+def search_bar(*, quiet: bool, label: str = "search") -> Iterator[Callable[[Progress], None] | None]:
+    """Progress of a search or training: a bar with rate and time left, or a line now and then without a terminal.
+
+    One that begins anew, in a next round, is shown anew.
+    """
     console = Console(stderr=True, highlight=False)
     if quiet:
         yield None
     elif console.is_terminal:
         columns = (
-            TextColumn("search"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} steps/s"),
+            TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} steps/s"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
         )  # fmt: skip
         with Bar(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("search", total=None, rate="-", state="")
-            yield lambda at: bar.update(
-                task, completed=at.step, total=at.n_steps, state=_state(at), rate=f"{bar.tasks[0].speed or 0:.0f}"
-            )
+            task = bar.add_task(label, total=None, rate="-", state="")
+
+            def move(at: Progress) -> None:
+                if at.step < bar.tasks[0].completed:
+                    bar.reset(task)
+                rate = f"{bar.tasks[0].speed or 0:.0f}"
+                bar.update(task, completed=at.step, total=at.n_steps, state=_state(at), rate=rate)
+
+            yield move
     else:
         started = last = time.monotonic()
+        step = 0
 
         def line(at: Progress) -> None:
-            nonlocal last
+            nonlocal last, started, step
             now = time.monotonic()
+            if at.step < step:
+                started = last
+            step = at.step
             if now - last >= N_QUIET_SECONDS or at.step == at.n_steps:
                 last = now
                 rate = max(1, at.step - at.first_step) / (now - started)
                 left = (at.n_steps - at.step) / rate
-                say(f"search {at.step}/{at.n_steps} steps, {rate:.0f} steps/s, {left:.0f} s left, {_state(at)}")
+                say(f"{label} {at.step}/{at.n_steps} steps, {rate:.0f} steps/s, {left:.0f} s left, {_state(at)}")
 
         yield line
 

@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
     from .. import container
 
-    output = Path(arguments.output or f"{_stem(arguments.data)}.smask")
+    output = Path(arguments.output or f"{stem_of(arguments.data)}.smask")
     container.check_output(output, overwrite=arguments.force)
     _check(arguments)
     meta = screen.meta_of(arguments)
@@ -178,27 +178,19 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
     fields = {
         "file": str(output), "data": arguments.data, "task": arguments.task, "arch": job.name,
         **screen.score_fields(scored), "n_test": scored.n_inputs, "epochs": job.epochs, "seed": arguments.seed,
-        "device": str(job.device), "n_bytes": report.n_bytes, "n_plane_bytes": report.n_plane_bytes,
-        "n_float_bytes": report.n_float_bytes, "n_overhead_bytes": report.n_overhead_bytes,
-        "n_weights": report.n_weights, "n_kept": report.n_kept, "entropy_bytes": report.entropy_bytes,
-        "bits_per_weight": report.bits_per_weight, "fp32_bytes": report.fp32_bytes,
-        "ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2),
+        "device": str(job.device), **screen.file_fields(report),
         "seconds_search": round(searched - started - job.seconds_encode, 3),
-        "seconds_encode": round(job.seconds_encode, 3), "digest": report.digest, "ranks": joined.size,
+        "seconds_encode": round(job.seconds_encode, 3), "ranks": joined.size,
         "clamped": [tensor.name for tensor in report.tensors if tensor.base and tensor.n_kept == 1 < tensor.n_weights],
         **found,
     }  # fmt: skip
     if job.log:
         job.log.event("result", **fields)
     n = screen.n
-    entropy = 8 * report.entropy_bytes / max(1, report.n_weights)
     rows = [
         ("file", str(output)),
         *screen.score_rows(scored),
-        ("bytes", screen.byte_line(report)),
-        ("weights", f"{n(report.n_weights)}, kept {n(report.n_kept)} ({report.n_kept / max(1, report.n_weights):.2%})"),
-        ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {entropy:.4f}"),
-        ("against fp32", f"{n(report.fp32_bytes)} bytes, {report.fp32_bytes / report.n_bytes:.1f} times as large"),
+        *screen.file_rows(report),
         ("time", f"search {searched - started:.1f} s, encode {job.seconds_encode:.2f} s"),
     ]  # fmt: skip
     if fields["clamped"]:
@@ -220,7 +212,8 @@ def _some(names: list[str]) -> str:
     return screen.safe(", ".join(names[: screen.N_SHOWN])) + more
 
 
-def _stem(data: str) -> str:
+def stem_of(data: str) -> str:
+    """Name of a file made from data."""
     """Name of the data without folder and ending, or without the name of the collection."""
     collection, colon, name = data.partition(":")
     return Path(name if colon and collection in ("openml", "hf") else data).resolve().stem

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..recipe import recipe_of
 from ..runs.folder import Checkpoints
 from ..runs.goal import Trial, smallest
 from ..runs.log import Log
+from ..runs.rounds import Rounds
 from ..runs.size import TargetSize
 from ..search.data import Batches, load_dataset
 from ..search.loop import TEACHER_WEIGHT, find_masks
@@ -60,7 +62,7 @@ class Job:
         if arguments.target_size is not None:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
         self.device: torch.device = joined.device
-        self.whole, self._net, self.name = _task_and_net(arguments)
+        self.whole, self._net, self.name = task_and_net(arguments)
         self.whole.check_fit(self._net)
         for key in self.meta:
             if key.startswith(PREFIX):
@@ -123,7 +125,7 @@ class Job:
         checkpoints = self._checkpoints(folder) if folder else None
         if checkpoints and checkpoints.place:
             self._say(f"goes on from {checkpoints.place}")
-        with _kept_on_interrupt(checkpoints), bars.search_bar(quiet=arguments.quiet) as bar:
+        with kept_on_interrupt(checkpoints), bars.search_bar(quiet=arguments.quiet) as bar:
             found = find_masks(
                 self._net, self._batches(), method=arguments.method, density=density, target=self._target,
                 density_rule=arguments.density_rule, first_density=arguments.first_density,
@@ -180,7 +182,7 @@ def fraction_of(text: str) -> float:
 
 
 @contextmanager
-def _kept_on_interrupt(checkpoints: Checkpoints | None) -> Iterator[None]:
+def kept_on_interrupt(checkpoints: Checkpoints | Rounds | None) -> Iterator[None]:
     """Says how an interrupted search goes on."""
     try:
         yield
@@ -190,13 +192,34 @@ def _kept_on_interrupt(checkpoints: Checkpoints | None) -> Iterator[None]:
         raise
 
 
+def changed(task: Task, arguments: argparse.Namespace) -> Task:
+    """The task with the changes of training images that --shift and --flip say.
+
+    Raises:
+        ArgumentError: Something to mirror that is no image.
+    """
+    if isinstance(task, Language):
+        return task
+    images = len(task.data.input_shape) == 3 and task.data.augmented
+    shift = arguments.shift
+    if shift is None:
+        shift = 1 if images and min(task.data.input_shape[1:]) >= 16 else 0
+    if arguments.flip and not images:
+        raise ArgumentError("--flip", True, "images to mirror")
+    return replace(task, shift=shift, flip=arguments.flip)
+
+
 def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:
     """Architecture and density where they are left to us."""
     return DEFAULTS["lm"] if arguments.task == "lm" else DEFAULTS.get(arguments.data, DEFAULTS["other"])
 
 
-def _task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
-    """The data, and the net for it, its free parameters drawn from the seed; the name of the net."""
+def task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
+    """The data, and the net for it, its free parameters drawn from the seed; the name of the net.
+
+    Raises:
+        ArgumentError, ArchitectureError, DataError, UnsupportedError: Data or architecture cannot be read or used.
+    """
     name, reading = arguments.arch or _defaults(arguments)[0], data_options.reading_of(arguments)
     task: Task
     if not Path(arguments.data).is_file() and arguments.data != "digits":
@@ -209,13 +232,7 @@ def _task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
         data = load_dataset(arguments.data, reading)
         mean, std = data.statistics()
         arch = named_nets.architecture(name, input_shape=data.input_shape, n_classes=data.n_classes, mean=mean, std=std)
-        images = len(data.input_shape) == 3 and data.augmented
-        shift = arguments.shift
-        if shift is None:
-            shift = 1 if images and min(data.input_shape[1:]) >= 16 else 0
-        if arguments.flip and not images:
-            raise ArgumentError("--flip", True, "images to mirror")
-        task = Classification(data, shift, arguments.flip)
+        task = changed(Classification(data), arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed % 2**63)
         return task, architectures.build(arch), name

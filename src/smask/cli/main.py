@@ -18,6 +18,8 @@ examples:
   smask encode                                   a first file, digits.smask, from bundled data
   smask encode --data mnist/ --arch lenet-300-100 -o mnist.smask
   smask sweep --sizes 4kB,8kB -o mnist -- --data mnist/
+  smask ticket --data mnist/ -o ticket.smask
+  smask train ticket.smask --data mnist/ -o trained.smask
   smask convert model.safetensors -o model.smask --target-size 1.5MB
   smask eval mnist.smask --data mnist/
   smask inspect mnist.smask
@@ -32,7 +34,7 @@ exit codes: 0 done, 1 the answer is no, 2 usage, 3 bad file, 4 unsupported, 5 ov
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from . import bench, convert, decode, encode, eval, inspect, sweep, verify
+    from . import bench, convert, decode, encode, eval, inspect, sweep, ticket, train, verify
 
     root = argparse.ArgumentParser(
         prog="smask",
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"smask {_version()}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, sweep, convert, eval, decode, inspect, verify, bench):
+    for command in (encode, sweep, ticket, train, convert, eval, decode, inspect, verify, bench):
         command.add(commands)
     return root
 

@@ -74,6 +74,25 @@ def score_rows(scored: Score | TextScore) -> list[tuple[str, str]]:
     return [("prediction", f"{scored.bits_per_byte:.4f} bits per byte {part}, {scored.loss:.4f} nats a token")]
 
 
+def file_fields(report: FileReport) -> dict[str, Any]:
+    """What a file that was just written is called in JSON."""
+    names = ("n_bytes", "n_plane_bytes", "n_float_bytes", "n_overhead_bytes", "n_weights", "n_kept", "entropy_bytes",
+             "bits_per_weight", "fp32_bytes", "digest")  # fmt: skip
+    fields = {name: getattr(report, name) for name in names}
+    return fields | {"ratio_to_fp32": round(report.fp32_bytes / report.n_bytes, 2)}
+
+
+def file_rows(report: FileReport) -> list[tuple[str, str]]:
+    """The same for a table."""
+    entropy = 8 * report.entropy_bytes / max(1, report.n_weights)
+    return [
+        ("bytes", byte_line(report)),
+        ("weights", f"{n(report.n_weights)}, kept {n(report.n_kept)} ({report.n_kept / max(1, report.n_weights):.2%})"),
+        ("bits a weight", f"{report.bits_per_weight:.4f}, entropy bound {entropy:.4f}"),
+        ("against fp32", f"{n(report.fp32_bytes)} bytes, {report.fp32_bytes / report.n_bytes:.1f} times as large"),
+    ]  # fmt: skip
+
+
 def byte_line(report: FileReport) -> str:
     """Bytes of a file and where they go."""
     parts = f"planes {n(report.n_plane_bytes)}, floats {n(report.n_float_bytes)}, overhead {n(report.n_overhead_bytes)}"

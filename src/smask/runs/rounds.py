@@ -33,11 +33,18 @@ class Rounds:
         held = [path.name for path in self._folder.iterdir() if NAME.match(path.name)] if self._folder.is_dir() else []
         if held:
             raise ArgumentError("checkpoint", str(folder), f"a folder of rounds, it has {held[0]} of another command")
-        self.last: Checkpoints = self(1)
+        self._before: str | None = None
+        self._now = self(1)
+
+    @property
+    def place(self) -> str | None:
+        """Path of the last checkpoint that was kept or gone on from."""
+        return self._now.place or self._before
 
     def __call__(self, n_round: int) -> Checkpoints:
         """What keeps the snapshots of a round, from 1."""
-        self.last = Checkpoints(
+        self._before = self.place if n_round > 1 else None
+        self._now = Checkpoints(
             self._folder / f"round-{n_round:03d}", resume=self._resume, every=self._every, problem=self._problem
         )
-        return self.last
+        return self._now

@@ -1,0 +1,133 @@
+"""``smask train``: train the weights of a ticket, or of a plain net, and write the file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import data_options, screen, training_job
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..search.tasks import Task
+    from ..training.steps import Change
+
+EPILOG = f"""\
+examples:
+  smask train digits-ticket.smask                       the ticket's weights, from where they begin
+  smask train ticket.smask -o trained.smask --data mnist/
+  smask train ticket.smask -o trained.smask --data mnist/ --target-size 40kB
+  smask train -o dense.smask --data mnist/ --arch lenet-300-100    the same net without a mask
+
+FILE is a ticket, as smask ticket writes it: one mask a weight tensor, over a base of the seed. (What smask encode
+writes is one too.) Weights that its masks keep are trained, all others stay zero, and the result is stored to the bit:
+where the weights are as a plane, then their values. With --target-size it is rounded, as by smask convert.
+
+{data_options.KINDS}
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = commands.add_parser(
+        "train", help="train the weights of a ticket or of a plain net",
+        description="Trains the weights that a ticket keeps, or without FILE all of a net that the seed begins.",
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a ticket; without it a net is trained whole")
+    training_job.add(parser)
+    parser.add_argument("--target-size", metavar="SIZE", help="round the weights to a file of at most this size: 40kB")
+    parser.add_argument("-o", "--output", metavar="OUT", help="file to write (default: name of FILE or data)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, writes, reads back, scores what was read."""
+    from .. import codec, container
+    from ..conversion.goals import size_of
+    from ..runs.folder import Checkpoints
+
+    if arguments.target_size is not None:
+        size_of(arguments.target_size, name="--target-size")
+    output = Path(arguments.output or f"{_stem(arguments)}-trained.smask")
+    container.check_output(output, overwrite=arguments.force)
+    training_job.check(arguments)
+    task, model, masks, name = _ticket(arguments) if arguments.file else _dense(arguments)
+    task.check_fit(model)
+    masks, change = _sparsity(model, masks)
+    job = training_job.TrainingJob(arguments, task)
+    checkpoints = None
+    if arguments.checkpoint:
+        checkpoints = Checkpoints(
+            arguments.checkpoint, resume=arguments.resume, every=arguments.checkpoint_every, problem=job.problem
+        )
+    job.describe(name, model)
+    before = job.score(model)
+    trained = job.train(model.cpu(), masks=masks, change=change, checkpoints=checkpoints)
+    write(trained.model, output, arguments)
+    # What is scored is what a user gets: the file, read back.
+    scored = job.score(codec.load(output, device=job.device))
+    n_trained = sum(p.numel() for p in trained.model.parameters()) - sum(
+        int((~m).sum()) for m in trained.masks.values()
+    )
+    fields = {"arch": name, "untrained": screen.score_fields(before), "n_trained": n_trained}
+    rows = [("before", screen.score_rows(before)[0][1]), ("trained", f"{screen.n(n_trained)} parameters")]
+    job.report(output, scored, fields, rows)
+    return 0
+
+
+def write(model: nn.Module, output: Path, arguments: argparse.Namespace) -> None:
+    """Writes trained weights: to the bit, or rounded to a size."""
+    from .. import codec, container
+    from ..conversion.converter import convert_checkpoint
+    from ..recipe import recipe_of
+
+    recipe = recipe_of(model)
+    if arguments.target_size is None:
+        container.write_atomic(output, codec.encode(model.state_dict(), recipe), overwrite=arguments.force)
+    else:
+        convert_checkpoint(
+            model, output, target_size=arguments.target_size, arch=recipe.arch, meta=recipe.meta,
+            overwrite=arguments.force,
+        )  # fmt: skip
+
+
+def _ticket(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, Tensor], str]:
+    """The data, the net of a file with its weights at the start, and its masks."""
+    from .. import codec
+    from ..errors import ArgumentError
+    from ..masking import masks_of
+    from ..recipe import recipe_of
+    from .encode_job import changed
+
+    for option in ("arch", "base"):
+        if getattr(arguments, option) is not None:
+            raise ArgumentError(f"--{option}", getattr(arguments, option), "none beside FILE, which says it")
+    model = codec.load(arguments.file)
+    recipe = recipe_of(model)
+    masks = masks_of(recipe.coded)
+    task = data_options.task_of_file(arguments, recipe.arch, recipe.meta)
+    return changed(task, arguments), model, masks, str(arguments.file)
+
+
+def _dense(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, Tensor], str]:
+    """The data, and a net with weights of the seed."""
+    from ..training.initial import initial_model, origins_of
+    from .encode_job import task_and_net
+
+    task, net, name = task_and_net(arguments)
+    origins = origins_of(net, base=arguments.base or "normal")
+    return task, initial_model(net, origins, seed=arguments.seed), {}, name
+
+
+def _sparsity(model: nn.Module, masks: dict[str, Tensor]) -> tuple[dict[str, Tensor], Change | None]:
+    """Masks at the start, and what changes them: those of a ticket stay, a plain net has none."""
+    return masks, None
+
+
+def _stem(arguments: argparse.Namespace) -> str:
+    from .encode import stem_of
+
+    return Path(arguments.file).stem if arguments.file else stem_of(arguments.data)
