@@ -28,6 +28,7 @@ from smask.search.data import Batches, Dataset, digits
 from smask.search.progress import Progress
 from smask.search.ranks import N_ALONE, Ranks, mixed, running_statistics
 from smask.search.snapshots import Snapshot
+from smask.training.sparse import Sparse, train_sparse
 
 CPU = torch.device("cpu")
 CLI = ["encode", "--arch", "mlp:64-24-10", "--epochs", "3", "--target-size", "600", "--seed", "3"]
@@ -99,6 +100,14 @@ def tied(**options: Any) -> nn.Module:
     return smask.find_masks(Tied(), Batches(data(), batch_size=128, seed=2), density=0.3, epochs=2, **options)
 
 
+def sparse(**options: Any) -> Sparse:
+    """Of three masked layers the first and the second grow on one rank each, the third with the second."""
+    batches = Batches(data(), batch_size=128, seed=2)
+    model = architectures.build(named_nets.architecture("mlp:64-40-30-10", input_shape=(1, 8, 8)))
+    torch.manual_seed(0)
+    return train_sparse(model, batches, **{"method": "gap", "density": 0.1, "epochs": 6, "lr": 5e-3, **options})
+
+
 def refusal(call: Any) -> str:
     with pytest.raises(SmaskError) as caught:
         call()
@@ -124,6 +133,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
         "mlp": search("mlp", group=group, progress=seen.append),
         "mlp-shard": search("mlp", group=group, shard=True),
         "bernoulli": search("mlp", group=group, method="bernoulli"),
+        "rigl-shard": search("mlp", group=group, method="rigl-mask", shard=True),
         "biprop-shard": search("mlp", group=group, method="biprop", shard=True),
         "tensor-shard": search("mlp", group=group, scale="tensor", base="normal", shard=True),
         "tied": tied(group=group),
@@ -140,6 +150,11 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
         models[name] = search("cnn", group=group, shard=shard, epochs=4, checkpoints=held)
         torch.manual_seed(rank)
         models[f"{name}-resumed"] = search("cnn", group=group, shard=shard, epochs=4, checkpoints=Held(0, held.held))
+    found, held = sparse(group=group), Held(25)  # after the first of two phases of 24 steps
+    sparse(group=group, checkpoints=held)
+    models |= {"gap": found.model, "gap-resumed": sparse(group=group, checkpoints=Held(0, held.held)).model}
+    texts["gap"] = [found.explored, held.held.step if held.held else None]
+    texts["rigl"] = refusal(lambda: sparse(group=group, method="rigl"))
     for name, model in models.items():
         (folder / f"{name}-{rank}").write_bytes(encoded(model))
 
@@ -190,7 +205,7 @@ def texts_of(results: Path, rank: int) -> dict[str, Any]:
 
 def test_both_ranks_have_the_same(results: Path) -> None:
     names = sorted(path.name[:-2] for path in results.glob("*-0") if path.suffix != ".json")
-    assert len(names) == 12
+    assert len(names) == 15
     for name in names:
         assert (results / f"{name}-0").read_bytes() == (results / f"{name}-1").read_bytes(), name
 
@@ -198,7 +213,7 @@ def test_both_ranks_have_the_same(results: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("mlp", {}), ("mlp-shard", {}), ("bernoulli", {"method": "bernoulli"}), ("biprop-shard", {"method": "biprop"}),
+        ("mlp", {}), ("mlp-shard", {}), ("rigl-shard", {"method": "rigl-mask"}), ("bernoulli", {"method": "bernoulli"}), ("biprop-shard", {"method": "biprop"}),
         ("tensor-shard", {"scale": "tensor", "base": "normal"}), ("accumulated", {"precision": "bf16"}),
     ],
 )  # fmt: skip
@@ -233,6 +248,23 @@ def test_norms_and_dropout(results: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["cnn", "cnn-shard"])
 def test_resumed_ranks_end_in_the_same_bytes(results: Path, name: str) -> None:
     assert (results / f"{name}-0").read_bytes() == (results / f"{name}-resumed-0").read_bytes()
+
+
+def test_partitions_that_grow_at_the_same_time(results: Path) -> None:
+    assert (results / "gap-0").read_bytes() == (results / "gap-resumed-0").read_bytes()
+    assert texts_of(results, 0)["gap"] == [1, 25]  # every weight was in a mask on one of the ranks
+    assert texts_of(results, 1)["gap"] == [1, None]
+    shared, still, alone = smask.load((results / "gap-0").read_bytes()), sparse(method="static"), sparse()
+    counts = [int(mask.sum()) for mask in still.masks.values()]
+    assert counts == [int((shared.state_dict()[name] != 0).sum()) for name in still.masks]
+    reached = {"shared": shared, "still": still.model, "alone": alone.model}
+    reached = {name: score(model, data()).accuracy for name, model in reached.items()}
+    assert reached["shared"] > reached["still"]
+    assert reached["shared"] == pytest.approx(reached["alone"], abs=0.15)
+    for rank in (0, 1):
+        assert texts_of(results, rank)["rigl"].startswith(
+            "UnsupportedError: unknown sparse method of several processes"
+        )
 
 
 def test_command_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,8 +94,8 @@ def train_weights(
         checkpoints: Keeps snapshots and may have one to begin from.
         settings: Plain values that a training which goes on has to have in common with the kept one, beside its own.
         group: Processes that ``change`` brings to the same weights, and that train apart between its steps, all called
-            with the same arguments but ``masks``; None for this process alone. Checkpoints are kept by the first, when
-            all are the same.
+            with the same arguments but ``model`` and ``masks``; None for this process alone. Checkpoints are kept by
+            the first, when all are the same.
 
     Raises:
         ArgumentError: A value out of range, a mask that does not fit, no batches.
@@ -124,7 +124,7 @@ def train_weights(
         own |= {"model": integrity.digest(original.state_dict()), "masks": integrity.digest(masks)}
         own |= {"outside": integrity.digest(outside)}
     own = dict(settings or {}) | own
-    ranks.check_same(**{name: value for name, value in own.items() if name != "masks"})
+    ranks.check_same(**{name: value for name, value in own.items() if name not in ("model", "masks")})
     model.to(here).train()
     parameters = dict(model.named_parameters())
     n_steps, factor = epochs * n_batches, RATES[rate]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .. import integrity
 from ..errors import ArgumentError, UnsupportedError
 from ..search.densities import layer_densities
 from ..search.exchange import FIRST_FRACTION
@@ -65,8 +66,8 @@ class Plan:
             raise ArgumentError("group", f"{size} processes", f"at most one for each of the {n} masked layers")
         partitions = partitions_of(list(self.masks), size if size > 1 else min(N_PARTITIONS, n))
         phases = self.rounds * (len(partitions) if size == 1 else 1)
-        if self.rounds < 1 or phases * 2 > self.n_steps:
-            raise ArgumentError("rounds", self.rounds, f"1 or more, of which {self.n_steps} steps have room for all")
+        if phases * 2 > self.n_steps:
+            raise ArgumentError("rounds", self.rounds, f"fewer: {phases} phases need more than {self.n_steps} steps")
         return Cycles(partitions, self.counts, self.masks, rounds=self.rounds, n_steps=self.n_steps, ranks=self.ranks)
 
 
@@ -78,12 +79,14 @@ class Method:
         name: As on the command line.
         paper: Where it was published.
         change: What changes masks, if anything does.
+        numbers: Arguments of :func:`train_sparse` that it alone looks at.
         parallel: Whether several processes can share a training.
     """
 
     name: str
     paper: str
     change: Callable[[Plan], Change | None]
+    numbers: tuple[str, ...] = ()
     parallel: bool = False
 
 
@@ -92,18 +95,18 @@ METHODS: Mapping[str, Method] = {
     for method in (
         Method(
             "rigl", 'Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020, section 3',
-            lambda plan: plan.exchanges(largest_gradient),
+            lambda plan: plan.exchanges(largest_gradient), ("every", "fraction"),
         ),
         Method(
             "set",
             'Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity '
             'inspired by network science", Nature Communications 2018',
-            lambda plan: plan.exchanges(at_random),
+            lambda plan: plan.exchanges(at_random), ("every", "fraction"),
         ),
         Method(
             "gap",
             'Ma et al., "Effective Model Sparsification by Scheduled Grow-and-Prune Methods", ICLR 2022, section 3',
-            Plan.cycles, parallel=True,
+            Plan.cycles, ("rounds",), parallel=True,
         ),
         Method("static", "the rival: a random mask that stays", lambda plan: None),
     )
@@ -229,7 +232,9 @@ def train_sparse(
         raise UnsupportedError(
             "sparse method of several processes", method, tuple(m for m in METHODS if METHODS[m].parallel)
         )
-    _check(every, fraction, epochs, seed)
+    check_numbers(fraction=fraction, rounds=rounds, epochs=epochs, **({} if every is None else {"every": every}))
+    if not 0 <= seed < 2**64:
+        raise ArgumentError("seed", seed, "0 to 2**64 - 1")
     origins = origins_of(model)
     densities = layer_densities(
         {name: origin.shape for name, origin in origins.items()},
@@ -246,6 +251,8 @@ def train_sparse(
     if isinstance(change, Cycles):
         masks = change.masks(0)
     start = initial_model(model, origins, seed=seed)
+    if ranks.size > 1:
+        ranks.check_same(model=integrity.digest(start.state_dict()))
     with torch.no_grad():
         for name, mask in masks.items():
             start.get_parameter(name).mul_(math.sqrt(mask.numel() / int(mask.sum())))
@@ -269,12 +276,15 @@ def share(masks: Mapping[str, Tensor]) -> float:
     return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
-def _check(every: int | None, fraction: float, epochs: int, seed: int) -> None:
-    if every is not None and every < 1:
-        raise ArgumentError("every", every, "1 step or more")
-    if not 0 <= fraction <= 1:
-        raise ArgumentError("fraction", fraction, "a number from 0 to 1")
-    if epochs < 1:
-        raise ArgumentError("epochs", epochs, "1 or more")
-    if not 0 <= seed < 2**64:
-        raise ArgumentError("seed", seed, "0 to 2**64 - 1")
+def check_numbers(**values: float) -> None:
+    """Refuses numbers of exchanges and cycles, each by a name that ends with that of the argument.
+
+    Raises:
+        ArgumentError: One is out of range.
+    """
+    for name, value in values.items():
+        if name.endswith("fraction"):
+            if not 0 <= value <= 1:
+                raise ArgumentError(name, value, "a number from 0 to 1")
+        elif value < 1:
+            raise ArgumentError(name, value, "1 or more")
