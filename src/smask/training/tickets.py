@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from ..search.snapshots import Keeper
 from .criteria import CRITERIA, kept_by
 from .initial import initial_model, origins_of
 from .loop import Trained, train_weights
-from .treatments import Treatment
+from .treatments import Treatment, treated
 
-# Members of a file's meta.
+# Of members of a file's meta; those that are as usual (one round, rewound) are left out.
 PREFIX = "ticket."
 
 
@@ -125,15 +124,15 @@ def find_ticket(
                 raise ArgumentError(
                     "criterion", criterion, f"one that keeps a weight of {name!r}; none has such a sign"
                 )
-    ticket = copy.deepcopy(start).eval()
-    coded = {}
-    for name, origin in origins.items():
-        with torch.no_grad():
-            ticket.get_parameter(name).copy_(treatment.weights(origin, masks[name], n_streams=len(origins), seed=seed))
-        coded[name] = treatment.coded(origin, masks[name], n_streams=len(origins), seed=seed)
+    ticket = treated(start, origins, masks, treatment, seed=seed)
     if not treatment.obstacle:
-        said = {"criterion": criterion, "rounds": str(rounds), "kept": treatment.kept, "signs": treatment.signs}
-        said = {f"{PREFIX}{key}": text for key, text in said.items()}
+        coded = {
+            name: treatment.coded(origin, masks[name], n_streams=len(origins), seed=seed)
+            for name, origin in origins.items()
+        }
+        given = {"criterion": criterion, "rounds": str(rounds), **vars(treatment)}
+        usual = {"rounds": "1", **vars(Treatment())}
+        said = {f"{PREFIX}{key}": text for key, text in given.items() if text != usual.get(key)}
         held = {name: tensor for name, tensor in coded.items() if tensor is not None}
         attach(ticket, Recipe(seed, held, dict(arch_of(model) or EXTERNAL), {**(meta or {}), **said}))
     return Ticket(ticket, masks, outside)

@@ -15,11 +15,12 @@ stay at their initial value and are not trained, which no file holds.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..coded import CodedTensor
 from ..errors import ArgumentError, UnsupportedError
@@ -95,3 +96,15 @@ class Treatment:
                 moved = moved.abs() * values.sign()
             kept = torch.zeros_like(initial).masked_scatter_(mask, moved)
         return torch.where(mask, kept, initial) if self.pruned == "initial" else kept
+
+
+def treated(
+    start: nn.Module, origins: Mapping[str, Origin], masks: Mapping[str, Tensor], treatment: Treatment, *, seed: int
+) -> nn.Module:
+    """A copy of the initial model, in evaluation mode, with kept and pruned weights as a treatment says."""
+    model = copy.deepcopy(start).eval()
+    with torch.no_grad():
+        for name, origin in origins.items():
+            weights = treatment.weights(origin, masks[name], n_streams=len(origins), seed=seed)
+            model.get_parameter(name).copy_(weights)
+    return model
