@@ -107,10 +107,11 @@ def fields(arguments: argparse.Namespace, found: Sparse) -> dict[str, Any]:
 
 def rows(found: Sparse, n_zstd: int) -> list[tuple[str, str]]:
     """The same for a table."""
-    layers = ", ".join(f"{name} {float(mask.float().mean()):.2%}" for name, mask in found.masks.items())
+    layers = [f"{name} {float(mask.float().mean()):.2%}" for name, mask in found.masks.items()]
+    more = f" and {len(layers) - screen.N_SHOWN} more (--json has all)" if len(layers) > screen.N_SHOWN else ""
     return [
         ("density", f"{found.density:.2%} of the masked weights, {found.explored:.2%} at one time or another"),
-        ("layers", screen.safe(layers)),
+        ("layers", screen.safe(", ".join(layers[: screen.N_SHOWN]) + more)),
         (f"as float32, zstd -{ZSTD_LEVEL}", f"{screen.n(n_zstd)} bytes"),
     ]
 
