@@ -31,6 +31,7 @@ from smask.search.snapshots import Snapshot
 from smask.training.sparse import Sparse, train_sparse
 
 CPU = torch.device("cpu")
+TRAIN = ["train", "--arch", "mlp:64-24-10", "--epochs", "16", "--lr", "1e-2", "--sparse", "gap", "--density", "0.4"]
 CLI = ["encode", "--arch", "mlp:64-24-10", "--epochs", "3", "--target-size", "600", "--seed", "3"]
 
 
@@ -114,18 +115,23 @@ def refusal(call: Any) -> str:
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
+def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
     """What each of two processes does; its results go to a folder."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(ports[0])}
-    said, told = io.StringIO(), io.StringIO()
-    options = ["-o", str(folder / "cli.smask"), "--log", str(folder / "log.jsonl"), "--rank-timeout", "60", "--device"]
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
-        code = main([*CLI, *options, "cpu"])
-    texts: dict[str, Any] = {"code": code, "stdout": said.getvalue(), "stderr": told.getvalue()}
+    texts: dict[str, Any] = {}
+    for name, port, command in (
+        ("encode", ports[0], CLI),
+        ("train", ports[1], [*TRAIN, "--checkpoint", str(folder / "kept"), "--checkpoint-every", "0"]),
+    ):
+        os.environ["MASTER_PORT"] = str(port)
+        said, told = io.StringIO(), io.StringIO()
+        options = ["-o", str(folder / f"{name}.smask"), "--log", str(folder / f"{name}.jsonl"), "--rank-timeout", "60"]
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+            code = main([*command, *options, "--device", "cpu"])
+        texts[name] = {"code": code, "stdout": said.getvalue(), "stderr": told.getvalue()}
 
-    os.environ["MASTER_PORT"] = str(ports[1])
+    os.environ["MASTER_PORT"] = str(ports[2])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     group = dist.group.WORLD
     seen: list[Progress] = []
@@ -189,7 +195,7 @@ def work(rank: int, folder: Path, ports: tuple[int, int]) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    listening = [socket.socket() for _ in range(2)]
+    listening = [socket.socket() for _ in range(3)]
     for one in listening:
         one.bind(("127.0.0.1", 0))
     ports = tuple(one.getsockname()[1] for one in listening)
@@ -267,18 +273,29 @@ def test_partitions_that_grow_at_the_same_time(results: Path) -> None:
         )
 
 
-def test_command_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = (texts_of(results, rank) for rank in (0, 1))
+@pytest.mark.parametrize("command", ["encode", "train"])
+def test_command_line(results: Path, command: str) -> None:
+    first, second = (texts_of(results, rank)[command] for rank in (0, 1))
     assert (first["code"], second["code"]) == (0, 0)
     assert (second["stdout"], second["stderr"]) == ("", "")
-    assert "shared by 2 processes" in first["stderr"]
-    events = [json.loads(line)["event"] for line in (results / "log.jsonl").read_text().splitlines()]
+    assert "accuracy" in first["stdout"]
+    events = [json.loads(line)["event"] for line in (results / f"{command}.jsonl").read_text().splitlines()]
     assert (events[0], events[-1], events.count("result")) == ("begin", "result", 1)
+
+
+def test_what_two_processes_write(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "shared by 2 processes" in texts_of(results, 0)["encode"]["stderr"]
     assert main([*CLI, "--device", "cpu", "-q", "-o", str(tmp_path / "alone.smask")]) == 0
-    shared, alone = smask.load(results / "cli.smask"), smask.load(tmp_path / "alone.smask")
-    assert (results / "cli.smask").stat().st_size <= 600
+    shared, alone = smask.load(results / "encode.smask"), smask.load(tmp_path / "alone.smask")
+    assert (results / "encode.smask").stat().st_size <= 600
     for name, weight in alone.state_dict().items():
         assert ((weight != 0) == (shared.state_dict()[name] != 0)).float().mean() > 0.98
+    trained = smask.load(results / "train.smask")
+    assert score(trained, data()).accuracy > 0.5
+    assert sorted(path.name for path in (results / "kept").iterdir()) == [
+        "step-00000133.safetensors",
+        "step-00000176.safetensors",
+    ]
     capsys.readouterr()
 
 
