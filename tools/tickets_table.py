@@ -2,12 +2,13 @@
 
     python tools/tickets_table.py trained --data ../shared/data/mnist            # about 25 minutes on one core
     python tools/tickets_table.py untrained --data ../shared/data/mnist          # about 5 minutes on one core
-    python tools/tickets_table.py images --data ../shared/data/cifar10.npz --arch conv6 --epochs 10 --device cuda
+    python tools/tickets_table.py images --data cifar10.npz --arch conv6 --device cuda           # a GPU wanted
+    python tools/tickets_table.py images --data cifar10.npz --arch conv2 --epochs 1 --images 20000 --test-images 2000
     python tools/tickets_table.py tables                                         # only the page
 
 `trained`: tickets found in rounds, at once, with other weights under the same mask, and random masks, each
 trained for the same steps. `untrained`: accuracy of masks that training chose, on the weights from before it.
-`images`: the same for a convolutional net. Inputs are 0 to 1, as in the papers, not normalised.
+`images`: the same for a convolutional net of CIFAR-10 (an .npz). Inputs are 0 to 1, as in the papers, not normalised.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,9 @@ def trained(dataset: Dataset, seed: int, epochs: int, say: Callable[[str], None]
     return {"seed": seed, "iterative": accuracies, "rivals": rivals}
 
 
-def untrained(dataset: Dataset, arch: str, seed: int, epochs: int, device: str = "cpu") -> dict[str, Any]:
+def untrained(
+    dataset: Dataset, arch: str, seed: int, epochs: int, *, criteria: Iterable[str] = CRITERIA, device: str = "cpu"
+) -> dict[str, Any]:
     """Accuracy before training of what every criterion keeps, at every density, for one seed."""
     net = net_of(dataset, arch)
     origins = origins_of(net)
@@ -121,7 +125,7 @@ def untrained(dataset: Dataset, arch: str, seed: int, epochs: int, device: str =
     seconds = round(time.perf_counter() - began, 1)
     initial, final = weights_of(start, origins), weights_of(dense, origins)
     found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for criterion in CRITERIA:
+    for criterion in criteria:
         found[criterion] = {kind: {} for kind in KINDS}
         for density in DENSITIES:
             masks = pruned(criterion, density, initial, final, seed)
@@ -131,7 +135,7 @@ def untrained(dataset: Dataset, arch: str, seed: int, epochs: int, device: str =
                 found[criterion][kind][str(density)] = score(model, dataset, device=device).accuracy if there else None
     return {
         "seed": seed, "arch": arch, "epochs": epochs, "dense": score(dense, dataset).accuracy, "seconds": seconds,
-        "n_train": len(dataset.x_train), "untrained": found,
+        "n_train": len(dataset.x_train), "n_test": len(dataset.x_test), "untrained": found,
     }  # fmt: skip
 
 
@@ -220,8 +224,8 @@ def page(report: dict[str, Any]) -> str:
         parts += ["## Untrained, CIFAR-10"]
         for run in runs["runs"]:
             parts += [
-                f"`{run['arch']}`, {run['n_train']:,} training images, {run['epochs']} epochs, seed {run['seed']}; the "
-                f"dense net reaches {run['dense']:.2%}.",
+                f"`{run['arch']}`, {run['n_train']:,} training images, seed {run['seed']}, scored on {run['n_test']:,} "
+                f"test images, of which the dense net gets {run['dense']:.2%} right.",
                 "\n".join(untrained_rows([run])),
             ]
     return "\n\n".join(parts) + "\n"
@@ -235,6 +239,7 @@ def main() -> int:
     parser.add_argument("--epochs", default="", metavar="A,B", help="trained: 5; untrained: 3,5,10; images: 10")
     parser.add_argument("--arch", default="conv6", help="of images")
     parser.add_argument("--images", type=int, help="use only so many training images")
+    parser.add_argument("--test-images", type=int, help="use only so many test images")
     parser.add_argument("--device", default="cpu", help="of images")
     arguments = parser.parse_args()
     report: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
@@ -242,11 +247,11 @@ def main() -> int:
         if not arguments.data:
             parser.error("--data is needed to measure")
         dataset = load_dataset(arguments.data)
-        if arguments.images:
-            kept = slice(0, arguments.images)
-            dataset = Dataset(
-                dataset.name, dataset.x_train[kept], dataset.y_train[kept], dataset.x_test, dataset.y_test
-            )  # fmt: skip
+        few, tested = slice(0, arguments.images), slice(0, arguments.test_images)
+        dataset = replace(
+            dataset, x_train=dataset.x_train[few], y_train=dataset.y_train[few], x_test=dataset.x_test[tested],
+            y_test=dataset.y_test[tested],
+        )  # fmt: skip
         default = {"trained": "5", "untrained": "3,5,10", "images": "10"}[arguments.part]
         lengths = [int(part) for part in (arguments.epochs or default).split(",")]
         about = {"machine": facts(), "epochs": lengths[0], "lr": LR, "batch_size": BATCH_SIZE}
@@ -256,8 +261,12 @@ def main() -> int:
                 if arguments.part == "trained":
                     runs.append(trained(dataset, seed, epochs, lambda text: print(text, file=sys.stderr)))
                 else:
-                    arch = arguments.arch if arguments.part == "images" else "lenet-300-100"
-                    runs.append(untrained(dataset, arch, seed, epochs, arguments.device))
+                    if arguments.part == "images":
+                        runs.append(
+                            untrained(dataset, arguments.arch, seed, epochs, criteria=COMPARED, device=arguments.device)
+                        )
+                    else:
+                        runs.append(untrained(dataset, "lenet-300-100", seed, epochs))
                     print(f"seed {seed}, {epochs} epochs: {runs[-1]['seconds']} s", file=sys.stderr)
                 report = json.loads(OUT.read_text()) if OUT.exists() else {}
                 report[arguments.part] = {"about": about, "runs": runs}
