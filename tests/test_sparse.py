@@ -236,7 +236,7 @@ def test_a_resumed_training_ends_in_the_same_bytes(digits_data: Dataset, tmp_pat
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"density": 0.0}, "density"), ({"density": 1.5}, "density"), ({"fraction": 1.1}, "fraction"), ({"every": 0}, "every"),
+        ({"density": 0.0}, "density"), ({"density": 1.5}, "density"), ({"fraction": 1.1}, "fraction"), ({"every": 1}, "every"),
         ({"rounds": 0}, "rounds"), ({"epochs": 0}, "epochs"), ({"seed": -1}, "seed"), ({"rounds": 99, "epochs": 1}, "rounds"),
         ({"last_density": 0.0}, "last density"),
     ],
@@ -280,7 +280,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     [
         (["--sparse", "snip"], "rigl, set, gap, static"), (["--density", "0.1"], "--sparse beside it"), (["--rounds", "2"], "--sparse beside it"),
         (["--sparse", "set", "--rounds", "2"], "has no use of it"), (["--sparse", "gap", "--every", "9"], "has no use of it"),
-        (["--sparse", "set", "--every", "0"], "--every"), (["--sparse", "set", "--density", "2"], "--density"),
+        (["--sparse", "set", "--every", "1"], "--every"), (["--sparse", "set", "--density", "2"], "--density"),
         (["--sparse", "set", "--sparse-rule", "even"], "erk, uniform"), (["--sparse", "set", "--base", "signed"], "begin normal"),
         (["x.smask", "--sparse", "set"], "no FILE"), (["--sparse", "gap", "--rounds", "9999", "--epochs", "3"], "fewer"),
         (["--sparse", "gap", "--rank-timeout", "0"], "seconds"),

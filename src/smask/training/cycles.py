@@ -48,7 +48,7 @@ class Cycles:
     ) -> None:
         self._partitions, self._counts, self._ranks, self._rounds = partitions, dict(counts), ranks, rounds
         self._n_phases = rounds * (len(partitions) if ranks.size == 1 else 1)
-        self.every = max(1, int(GROWING * n_steps) // self._n_phases)
+        self.every = int(GROWING * n_steps) // self._n_phases
         self.sparse, self._phase = dict(masks), 0
 
     def grown(self, phase: int) -> frozenset[str]:

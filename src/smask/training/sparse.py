@@ -25,8 +25,9 @@ from .steps import Change
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# Steps between two exchanges of long trainings (Evci et al., section 4), and exchanges in short ones.
-N_BETWEEN, N_EXCHANGES = 100, 40
+# Steps between two exchanges of long trainings (Evci et al., section 4); in short ones about so many exchanges, but no
+# more than one in ten steps, since weights do not move in these.
+N_BETWEEN, N_EXCHANGES, N_BETWEEN_LEAST = 100, 40, 10
 # Partitions that grow in turn (Ma et al., section 4, for ResNet-50).
 N_PARTITIONS = 4
 
@@ -65,10 +66,10 @@ class Plan:
         if size > n:
             raise ArgumentError("group", f"{size} processes", f"at most one for each of the {n} masked layers")
         partitions = partitions_of(list(self.masks), size if size > 1 else min(N_PARTITIONS, n))
-        phases = self.rounds * (len(partitions) if size == 1 else 1)
-        if phases * 2 > self.n_steps:
-            raise ArgumentError("rounds", self.rounds, f"fewer: {phases} phases need more than {self.n_steps} steps")
-        return Cycles(partitions, self.counts, self.masks, rounds=self.rounds, n_steps=self.n_steps, ranks=self.ranks)
+        cycles = Cycles(partitions, self.counts, self.masks, rounds=self.rounds, n_steps=self.n_steps, ranks=self.ranks)
+        if cycles.every < 2:
+            raise ArgumentError("rounds", self.rounds, f"fewer, {self.n_steps} steps have no room for so many phases")
+        return cycles
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def train_sparse(
         density: Kept weights over all weights of masked layers at the end, in (0, 1]; but for what ``gap`` grows, all
             along.
         density_rule, first_density, last_density: As for :func:`smask.find_masks`.
-        every: Steps between two exchanges; by default 100, less where a training is short.
+        every: Steps from one exchange to the next, 2 or more; by default 100, less where a training is short.
         fraction: Part of the weights that an exchange at the beginning takes, in [0, 1].
         rounds: How often ``gap`` grows every partition of layers.
         epochs: Passes over the batches.
@@ -246,7 +247,7 @@ def train_sparse(
         for index, (name, origin) in enumerate(origins.items())
     }
     n_steps = epochs * n_batches_of(batches)
-    every = every or max(1, min(N_BETWEEN, n_steps // N_EXCHANGES))
+    every = every or max(N_BETWEEN_LEAST, min(N_BETWEEN, n_steps // N_EXCHANGES))
     change = METHODS[method].change(Plan(masks, counts, n_steps, every, fraction, rounds, seed, ranks))
     if isinstance(change, Cycles):
         masks = change.masks(0)
@@ -286,5 +287,5 @@ def check_numbers(**values: float) -> None:
         if name.endswith("fraction"):
             if not 0 <= value <= 1:
                 raise ArgumentError(name, value, "a number from 0 to 1")
-        elif value < 1:
-            raise ArgumentError(name, value, "1 or more")
+        elif value < (least := 2 if name.endswith("every") else 1):
+            raise ArgumentError(name, value, f"{least} or more")
