@@ -51,10 +51,13 @@ def test_figures_are_the_measured_ones() -> None:
         import measurements
         import methods_table
         import packed_table
+        import tickets_table
     finally:
         sys.path.pop(0)
     assert "\n".join(packed_table.rows(json.loads((ROOT / "docs/bench.json").read_text()))) in README
     assert "\n".join(language_table.table(json.loads((ROOT / "docs/language.json").read_text()))) in README
     assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
+    tickets = json.loads((ROOT / "docs/tickets.json").read_text())
+    assert tickets_table.page(tickets) == (ROOT / "docs/tickets.md").read_text(encoding="utf-8")
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
         assert "\n".join(rows) in README
