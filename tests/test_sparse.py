@@ -22,7 +22,8 @@ from smask.search.ranks import Ranks
 from smask.search.snapshots import Snapshot
 from smask.training.cycles import Cycles, largest, partitions_of
 from smask.training.exchanges import Exchanges, at_random, largest_gradient
-from smask.training.sparse import METHODS, Explored, Sparse, random_mask, train_sparse
+from smask.training.exploration import Explored
+from smask.training.sparse import METHODS, Sparse, random_mask, train_sparse
 
 ALONE = Ranks(None, torch.device("cpu"))
 MASK = {"w": torch.tensor([[True, True, False], [True, False, True]])}

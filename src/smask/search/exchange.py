@@ -18,7 +18,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .scores import MaskedWeight
 
-# Evci et al., section 4: the part of the ones that the first exchange takes, and the part of the training that has any.
+# Evci et al., section 4: the part of the ones that the first exchange takes; about three quarters of the training have
+# exchanges.
 FIRST_FRACTION = 0.3
 EXCHANGING = 0.75
 # On frozen weights, where a new one cannot begin small, few at a time do better: chosen on a part of the training data

@@ -1,9 +1,9 @@
 """Grow-and-prune: one partition of the layers after another is trained whole and pruned again, the others stay sparse.
 
-Ma et al., "Effective Model Sparsification by Scheduled Grow-and-Prune Methods", ICLR 2022: C-GaP (section 3.1), and
-P-GaP (section 3.2), where every process grows another partition of a copy of the net, and of each partition the process
-that trained it whole has the say. They take what is not in a partition from no process in particular: here it is the
-mean of all. After the last phase the net is trained sparse; there all processes do the same.
+Ma et al., "Effective Model Sparsification by Scheduled Grow-and-Prune Methods", ICLR 2022, section 3: C-GaP, in turn,
+and P-GaP, where every process grows another partition of a copy of the net, and of each partition the process that
+trained it whole has the say. Here what is in no partition is then the mean of all processes. After the last phase the
+net is trained sparse, by all processes alike.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from ..search.identity import n_batches_of
 from ..search.ranks import Ranks, mixed
 from .cycles import Cycles, partitions_of
 from .exchanges import Exchanges, at_random, largest_gradient
+from .exploration import Explored, share
 from .initial import initial_model, origins_of
 from .loop import train_weights
 from .steps import Change
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 # Steps between two exchanges of long trainings (Evci et al., section 4); in short ones about so many exchanges, but no
 # more than one in ten steps, since weights do not move in these.
 N_BETWEEN, N_EXCHANGES, N_BETWEEN_LEAST = 100, 40, 10
-# Partitions that grow in turn (Ma et al., section 4, for ResNet-50).
+# Partitions that grow in turn, or fewer where there are fewer layers.
 N_PARTITIONS = 4
 
 
@@ -112,54 +113,6 @@ METHODS: Mapping[str, Method] = {
         Method("static", "the rival: a random mask that stays", lambda plan: None),
     )
 }  # fmt: skip
-
-
-class Explored:
-    """A change of masks, or none, and which weights were ever in one.
-
-    Args:
-        change: What changes them.
-        masks: At the beginning.
-        ranks: Processes whose masks count together.
-    """
-
-    def __init__(self, change: Change, masks: Mapping[str, Tensor], ranks: Ranks) -> None:
-        self._change, self._ranks, self.every = change, ranks, change.every
-        self._ever = {name: mask.clone() for name, mask in masks.items()}
-
-    def __call__(
-        self, step: int, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> Mapping[str, Tensor] | None:
-        """The new masks."""
-        new = self._change(step, weights, gradients, masks)
-        for name, mask in (new or {}).items():
-            self._ever[name] = self._ever[name].to(mask.device) | mask
-        if new is not None and self._ranks.size > 1:
-            seen = [ever.float() for ever in self._ever.values()]
-            self._ranks.sum(seen)
-            self._ever = {name: total > 0 for name, total in zip(self._ever, seen, strict=True)}
-        return new
-
-    def arrange(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """As the change does."""
-        self._change.arrange(model, optimizer)
-
-    def settings(self) -> Mapping[str, Any]:
-        """Those of the change."""
-        return self._change.settings()
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Those of the change, and which weights were ever in a mask."""
-        return {**self._change.tensors(), **{f"ever.{name}": ever for name, ever in self._ever.items()}}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Takes them over."""
-        self._ever = {name: tensors[f"ever.{name}"] for name in self._ever}
-        return self._change.restore(tensors)
-
-    def rate(self) -> float:
-        """Part of the weights that were ever in a mask."""
-        return share(self._ever)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,11 +223,6 @@ def random_mask(shape: tuple[int, ...], n: int, *, seed: int) -> Tensor:
     mask = torch.zeros(math.prod(shape), dtype=torch.bool)
     mask[torch.randperm(mask.numel(), generator=torch.Generator().manual_seed(seed))[:n]] = True
     return mask.view(shape)
-
-
-def share(masks: Mapping[str, Tensor]) -> float:
-    """Ones over all, of all masks together."""
-    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
 def check_numbers(**values: float) -> None:
