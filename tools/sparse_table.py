@@ -178,7 +178,7 @@ def page(report: Mapping[str, Any]) -> str:
                 f"`smask train --sparse METHOD --density X {options}`, {said(part)}. Layers share the density by ERK. "
                 f"{rate}"
                 "Ever active: the part of the weights that was in a mask at any time (R_s of Liu et al. 2021); `gap` "
-                "trains one layer after the other whole, which costs the steps of a denser net. Bytes: the file, "
+                "trains one layer after the other whole, which costs the time of a denser net. Bytes: the file, "
                 "to the bit, beside its weights as float32 with their zeros.",
                 "\n".join(trained_rows(part["runs"])),
             ]
