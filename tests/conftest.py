@@ -11,6 +11,7 @@ from torch import nn
 
 import smask
 from smask import architectures, named_nets
+from smask.recipe import Recipe
 from smask.search.data import Batches, Dataset, digits
 
 ROOT = Path(__file__).parents[1]
@@ -58,3 +59,8 @@ def found(digits_data: Dataset) -> torch.nn.Module:
     arch = named_nets.architecture("mlp:64-48-32-10", input_shape=(1, 8, 8), mean=mean, std=std)
     batches = Batches(digits_data, batch_size=64, seed=1)
     return smask.find_masks(architectures.build(arch), batches, density=0.2, epochs=15, seed=5, meta={"task": "digits"})
+
+
+def without_masks(recipe: Recipe) -> Recipe:
+    """The recipe of the same weights stored as values."""
+    return Recipe(recipe.seed, {}, recipe.arch)
