@@ -28,8 +28,10 @@ from smask.search.data import Batches, Dataset, digits
 from smask.search.progress import Progress
 from smask.search.ranks import N_ALONE, Ranks, mixed, running_statistics
 from smask.search.snapshots import Snapshot
+from smask.training.sparse import Sparse, train_sparse
 
 CPU = torch.device("cpu")
+TRAIN = ["train", "--arch", "mlp:64-24-10", "--epochs", "16", "--lr", "1e-2", "--sparse", "gap", "--density", "0.4"]
 CLI = ["encode", "--arch", "mlp:64-24-10", "--epochs", "3", "--target-size", "600", "--seed", "3"]
 # A block on each process; what one process finds is the same to the bit.
 DECOUPLED: dict[str, dict[str, Any]] = {
@@ -105,6 +107,14 @@ def tied(**options: Any) -> nn.Module:
     return smask.find_masks(Tied(), Batches(data(), batch_size=128, seed=2), density=0.3, epochs=2, **options)
 
 
+def sparse(**options: Any) -> Sparse:
+    """Of three masked layers the first and the second grow on one rank each, the third with the second."""
+    batches = Batches(data(), batch_size=128, seed=2)
+    model = architectures.build(named_nets.architecture("mlp:64-40-30-10", input_shape=(1, 8, 8)))
+    torch.manual_seed(0)
+    return train_sparse(model, batches, **{"method": "gap", "density": 0.1, "epochs": 6, "lr": 5e-3, **options})
+
+
 def refusal(call: Any) -> str:
     with pytest.raises(SmaskError) as caught:
         call()
@@ -115,23 +125,28 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
     """What each of two processes does; its results go to a folder."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(ports[0])}
-    said, told = io.StringIO(), io.StringIO()
-    options = ["-o", str(folder / "cli.smask"), "--log", str(folder / "log.jsonl"), "--rank-timeout", "60", "--device"]
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
-        code = main([*CLI, *options, "cpu"])
-    texts: dict[str, Any] = {"code": code, "stdout": said.getvalue(), "stderr": told.getvalue()}
+    texts: dict[str, Any] = {}
+    for name, port, command in (
+        ("encode", ports[0], CLI),
+        ("train", ports[1], [*TRAIN, "--checkpoint", str(folder / "kept"), "--checkpoint-every", "0"]),
+    ):
+        os.environ["MASTER_PORT"] = str(port)
+        said, told = io.StringIO(), io.StringIO()
+        options = ["-o", str(folder / f"{name}.smask"), "--log", str(folder / f"{name}.jsonl"), "--rank-timeout", "60"]
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+            code = main([*command, *options, "--device", "cpu"])
+        texts[name] = {"code": code, "stdout": said.getvalue(), "stderr": told.getvalue()}
 
-    os.environ["MASTER_PORT"] = str(ports[1])
+    os.environ["MASTER_PORT"] = str(ports[2])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as refused:
-        options[1:4] = [str(folder / "cli-dni.smask"), "--log", str(folder / "log-dni.jsonl")]
-        texts["dni code"] = main([*CLI, "--decouple", "dni", *options, "cpu"])
-        os.environ["MASTER_PORT"] = str(ports[2])
-        texts["blocks code"] = main([*CLI, "--decouple", "dni", "--blocks", "3", "--force", *options, "cpu"])
+        options = ["-o", str(folder / "cli-dni.smask"), "--rank-timeout", "60", "--device", "cpu"]
+        texts["dni code"] = main([*CLI, "--decouple", "dni", *options])
+        os.environ["MASTER_PORT"] = str(ports[3])
+        texts["blocks code"] = main([*CLI, "--decouple", "dni", "--blocks", "3", "--force", *options])
     texts["blocks"] = refused.getvalue()
     dist.destroy_process_group()  # an error leaves it
 
-    os.environ["MASTER_PORT"] = str(ports[3])
+    os.environ["MASTER_PORT"] = str(ports[4])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     group = dist.group.WORLD
     seen: list[Progress] = []
@@ -139,6 +154,7 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
         "mlp": search("mlp", group=group, progress=seen.append),
         "mlp-shard": search("mlp", group=group, shard=True),
         "bernoulli": search("mlp", group=group, method="bernoulli"),
+        "rigl-shard": search("mlp", group=group, method="rigl-mask", shard=True),
         "biprop-shard": search("mlp", group=group, method="biprop", shard=True),
         "tensor-shard": search("mlp", group=group, scale="tensor", base="normal", shard=True),
         "over-shard": search("mlp", group=group, shard=True, origin=smask.open_base(net("mlp"))),
@@ -160,6 +176,11 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
     held = Held(40)
     search("mlp", group=group, epochs=4, decouple="dni", checkpoints=held)
     models["dni-resumed"] = search("mlp", group=group, epochs=4, decouple="dni", checkpoints=Held(0, held.held))
+    found, held = sparse(group=group), Held(25)  # after the first of two phases of 24 steps
+    sparse(group=group, checkpoints=held)
+    models |= {"gap": found.model, "gap-resumed": sparse(group=group, checkpoints=Held(0, held.held)).model}
+    texts["gap"] = [found.explored, held.held.step if held.held else None]
+    texts["rigl"] = refusal(lambda: sparse(group=group, method="rigl"))
     for name, model in models.items():
         (folder / f"{name}-{rank}").write_bytes(encoded(model))
 
@@ -195,7 +216,7 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    listening = [socket.socket() for _ in range(4)]
+    listening = [socket.socket() for _ in range(5)]
     for one in listening:
         one.bind(("127.0.0.1", 0))
     ports = tuple(one.getsockname()[1] for one in listening)
@@ -211,7 +232,7 @@ def texts_of(results: Path, rank: int) -> dict[str, Any]:
 
 def test_both_ranks_have_the_same(results: Path) -> None:
     names = sorted(path.name[:-2] for path in results.glob("*-0") if path.suffix != ".json")
-    assert len(names) == 17
+    assert len(names) == 20
     for name in names:
         assert (results / f"{name}-0").read_bytes() == (results / f"{name}-1").read_bytes(), name
 
@@ -219,7 +240,7 @@ def test_both_ranks_have_the_same(results: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("mlp", {}), ("mlp-shard", {}), ("bernoulli", {"method": "bernoulli"}), ("biprop-shard", {"method": "biprop"}),
+        ("mlp", {}), ("mlp-shard", {}), ("rigl-shard", {"method": "rigl-mask"}), ("bernoulli", {"method": "bernoulli"}), ("biprop-shard", {"method": "biprop"}),
         ("tensor-shard", {"scale": "tensor", "base": "normal"}), ("accumulated", {"precision": "bf16"}),
     ],
 )  # fmt: skip
@@ -265,18 +286,46 @@ def test_resumed_ranks_end_in_the_same_bytes(results: Path, name: str) -> None:
     assert (results / f"{name}-0").read_bytes() == (results / f"{name}-resumed-0").read_bytes()
 
 
-def test_command_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = (texts_of(results, rank) for rank in (0, 1))
+def test_partitions_that_grow_at_the_same_time(results: Path) -> None:
+    assert (results / "gap-0").read_bytes() == (results / "gap-resumed-0").read_bytes()
+    assert texts_of(results, 0)["gap"] == [1, 25]  # every weight was in a mask on one of the ranks
+    assert texts_of(results, 1)["gap"] == [1, None]
+    shared, still, alone = smask.load((results / "gap-0").read_bytes()), sparse(method="static"), sparse()
+    counts = [int(mask.sum()) for mask in still.masks.values()]
+    assert counts == [int((shared.state_dict()[name] != 0).sum()) for name in still.masks]
+    reached = {"shared": shared, "still": still.model, "alone": alone.model}
+    reached = {name: score(model, data()).accuracy for name, model in reached.items()}
+    assert reached["shared"] > reached["still"]
+    assert reached["shared"] == pytest.approx(reached["alone"], abs=0.15)
+    for rank in (0, 1):
+        assert texts_of(results, rank)["rigl"].startswith(
+            "UnsupportedError: unknown sparse method of several processes"
+        )
+
+
+@pytest.mark.parametrize("command", ["encode", "train"])
+def test_command_line(results: Path, command: str) -> None:
+    first, second = (texts_of(results, rank)[command] for rank in (0, 1))
     assert (first["code"], second["code"]) == (0, 0)
     assert (second["stdout"], second["stderr"]) == ("", "")
-    assert "shared by 2 processes" in first["stderr"]
-    events = [json.loads(line)["event"] for line in (results / "log.jsonl").read_text().splitlines()]
+    assert "accuracy" in first["stdout"]
+    events = [json.loads(line)["event"] for line in (results / f"{command}.jsonl").read_text().splitlines()]
     assert (events[0], events[-1], events.count("result")) == ("begin", "result", 1)
+
+
+def test_what_two_processes_write(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "shared by 2 processes" in texts_of(results, 0)["encode"]["stderr"]
     assert main([*CLI, "--device", "cpu", "-q", "-o", str(tmp_path / "alone.smask")]) == 0
-    shared, alone = smask.load(results / "cli.smask"), smask.load(tmp_path / "alone.smask")
-    assert (results / "cli.smask").stat().st_size <= 600
+    shared, alone = smask.load(results / "encode.smask"), smask.load(tmp_path / "alone.smask")
+    assert (results / "encode.smask").stat().st_size <= 600
     for name, weight in alone.state_dict().items():
         assert ((weight != 0) == (shared.state_dict()[name] != 0)).float().mean() > 0.98
+    trained = smask.load(results / "train.smask")
+    assert score(trained, data()).accuracy > 0.5
+    assert sorted(path.name for path in (results / "kept").iterdir()) == [
+        "step-00000133.safetensors",
+        "step-00000176.safetensors",
+    ]
     capsys.readouterr()
 
 

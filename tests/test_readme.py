@@ -51,6 +51,7 @@ def test_figures_are_the_measured_ones() -> None:
         import measurements
         import methods_table
         import packed_table
+        import sparse_table
         import tasks_table
         import tickets_table
     finally:
@@ -65,5 +66,7 @@ def test_figures_are_the_measured_ones() -> None:
         assert "\n".join(tasks_table.SECTIONS[section][1](measured_section)) in page
     tickets = json.loads((ROOT / "docs/tickets.json").read_text())
     assert tickets_table.page(tickets) == (ROOT / "docs/tickets.md").read_text(encoding="utf-8")
+    page = sparse_table.page(json.loads((ROOT / "docs/sparse.json").read_text()))
+    assert (ROOT / "docs/sparse.md").read_text(encoding="utf-8") == page
     for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
         assert "\n".join(rows) in README

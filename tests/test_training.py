@@ -74,14 +74,18 @@ class Swap:
         self.seen.append((step, *(one["weight"][0].tolist() for one in (weights, gradients, masks))))
         return {"weight": torch.tensor([[False, True, True]])}
 
+    def arrange(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
     def settings(self) -> Mapping[str, Any]:
         return {"name": "swap"}
 
     def tensors(self) -> Mapping[str, Tensor]:
         return {"n": torch.tensor(len(self.seen))}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         self.restored = int(tensors["n"])
+        return {}
 
 
 def test_masks_change_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Searches as a user starts them: `smask encode` in a process of its own, and what it prints."""
+"""Searches and trainings as a user starts them: `smask` in a process of its own, and what it prints."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ from typing import Any
 
 def encode(options: Sequence[str], output: str | None = None) -> dict[str, Any]:
     """The report of a search; its file is thrown away unless it is given a place."""
+    return reported("encode", options, output)
+
+
+def reported(command: str, options: Sequence[str], output: str | None = None) -> dict[str, Any]:
+    """The report of `smask encode` or `smask train`; its file is thrown away unless it is given a place."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "smask", "encode", *options, "--json", "-q"]
-        command += ["-o", output or f"{folder}/out.smask"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, "-m", "smask", command, *options, "--json", "-q"]
+        words += ["-o", output or f"{folder}/out.smask"]
+        done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(done.stdout)
     return report

@@ -20,19 +20,21 @@ if TYPE_CHECKING:
     from .sources import open_base
     from .tasks import Tasks
     from .training.loop import train_weights
+    from .training.sparse import train_sparse
     from .training.tickets import find_ticket
     from .verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoints", "Limits", "SmaskError", "TargetSize", "Tasks", "convert_checkpoint", "decode", "encode",
-    "find_masks", "find_ticket", "inspect", "load", "materialize", "open_base", "pack", "save", "train_weights", "verify",
+    "find_masks", "find_ticket", "inspect", "load", "materialize", "open_base", "pack", "save", "train_sparse",
+    "train_weights", "verify",
 ]  # fmt: skip
 # Imported on first use, so that an inspector starts without torch.
 _HOMES = dict.fromkeys(("decode", "encode", "load", "save"), "codec")
 _HOMES |= {"convert_checkpoint": "conversion.converter", "inspect": "inspection", "find_masks": "search.loop"}
 _HOMES |= {"materialize": "modules", "open_base": "sources", "verify": "verification"}
-_HOMES |= {"train_weights": "training.loop", "find_ticket": "training.tickets"}
+_HOMES |= {"train_weights": "training.loop", "find_ticket": "training.tickets", "train_sparse": "training.sparse"}
 _HOMES |= {"Checkpoints": "runs.folder", "TargetSize": "runs.size", "Tasks": "tasks", "pack": "packs"}
 
 

@@ -31,7 +31,7 @@ examples:
 
 {data_options.KINDS}
 methods: auto, and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed,
-multicoat.
+multicoat, rigl-mask, set-mask.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet20, resnet32, resnet44,
 resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file in the form of the specification, section 13.
 """

@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import data_options, screen, training_job
+from . import data_options, processes, screen, sparsity, training_job
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..search.tasks import Task
-    from ..training.steps import Change
+    from ..training.loop import Trained
+    from ..training.sparse import Sparse
 
 EPILOG = f"""\
 examples:
@@ -20,10 +21,18 @@ examples:
   smask train ticket.smask -o trained.smask --data mnist/
   smask train ticket.smask -o trained.smask --data mnist/ --target-size 40kB
   smask train -o dense.smask --data mnist/ --arch lenet-300-100    the same net without a mask
+  smask train --data mnist/ --sparse rigl --density 0.02           sparse from the first step to the last
+  torchrun --nproc-per-node 3 -m smask train --data mnist/ --sparse gap    each process grows a part of the layers
 
 FILE is a ticket, as smask ticket writes it: one mask a weight tensor, over a base of the seed. (What smask encode
 writes is one too.) Weights that its masks keep are trained, all others stay zero, and the result is stored to the bit:
 where the weights are as a plane, then their values. With --target-size it is rounded, as by smask convert.
+
+Without FILE a net is trained from weights of the seed, all of it or, with --sparse, a part that changes on the way:
+  rigl    now and then the smallest weights go, and those come whose gradient is largest
+  set     the smallest go, and others come by chance
+  gap     parts of the layers are whole for a while in turn, then pruned; under torchrun all parts at the same time
+  static  weights drawn once, for comparison
 
 {data_options.KINDS}
 """
@@ -38,13 +47,23 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("file", nargs="?", metavar="FILE", help="a ticket; without it a net is trained whole")
     training_job.add(parser)
+    sparsity.add(parser)
     parser.add_argument("--target-size", metavar="SIZE", help="round the weights to a file of at most this size: 40kB")
     parser.add_argument("-o", "--output", metavar="OUT", help="file to write (default: name of FILE or data)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, writes, reads back, scores what was read."""
+    """Trains, writes, reads back, scores what was read; of several processes the first writes and speaks."""
+    if arguments.sparse is None:
+        return _run(arguments, None)
+    sparsity.check(arguments)
+    with processes.joined(arguments.device, timeout=arguments.rank_timeout) as joined:
+        alone = {"quiet": True, "log": None, "checkpoint": None, "resume": False} if joined.rank else {}
+        return _run(argparse.Namespace(**{**vars(arguments), **alone, "device": str(joined.device)}), joined)
+
+
+def _run(arguments: argparse.Namespace, joined: processes.Processes | None) -> int:
     from .. import codec, container
     from ..conversion.goals import size_of
     from ..runs.folder import Checkpoints
@@ -54,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output or f"{_stem(arguments)}-trained.smask")
     container.check_output(output, overwrite=arguments.force)
     training_job.check(arguments)
+    sparsity.check(arguments)
     task, model, masks, name = _ticket(arguments) if arguments.file else _dense(arguments)
     task.check_fit(model)
-    masks, change = _sparsity(model, masks)
     job = training_job.TrainingJob(arguments, task)
     checkpoints = None
     if arguments.checkpoint:
@@ -64,17 +83,27 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.checkpoint, resume=arguments.resume, every=arguments.checkpoint_every, problem=job.problem
         )
     job.describe(name, model)
-    before = job.score(model)
-    trained = job.train(model.cpu(), masks=masks, change=change, checkpoints=checkpoints)
+    fields: dict[str, Any] = {"arch": name}
+    rows: list[tuple[str, str]] = []
+    trained: Trained | Sparse
+    if joined:
+        trained = sparsity.trained(job, model, checkpoints, joined.group)
+        if joined.rank:
+            return 0
+        fields |= sparsity.fields(arguments, trained) | {"ranks": joined.size}
+        rows = sparsity.rows(trained, fields["zstd_bytes"])
+    else:
+        before = job.score(model)
+        fields["untrained"] = screen.score_fields(before)
+        rows = [("before", screen.score_rows(before)[0][1])]
+        trained = job.train(model.cpu(), masks=masks, checkpoints=checkpoints)
     write(trained.model, output, arguments)
     # What is scored is what a user gets: the file, read back.
     scored = job.score(codec.load(output, device=job.device))
-    n_trained = sum(p.numel() for p in trained.model.parameters()) - sum(
-        int((~m).sum()) for m in trained.masks.values()
-    )
-    fields = {"arch": name, "untrained": screen.score_fields(before), "n_trained": n_trained}
-    rows = [("before", screen.score_rows(before)[0][1]), ("trained", f"{screen.n(n_trained)} parameters")]
-    job.report(output, scored, fields, rows)
+    n_pruned = sum(int((~mask).sum()) for mask in trained.masks.values())
+    n_trained = sum(p.numel() for p in trained.model.parameters()) - n_pruned
+    rows.append(("trained", f"{screen.n(n_trained)} parameters"))
+    job.report(output, scored, fields | {"n_trained": n_trained}, rows)
     return 0
 
 
@@ -120,11 +149,6 @@ def _dense(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, Te
     task, net, name = task_and_net(arguments)
     origins = origins_of(net, base=arguments.base or "normal")
     return task, initial_model(net, origins, seed=arguments.seed), {}, name
-
-
-def _sparsity(model: nn.Module, masks: dict[str, Tensor]) -> tuple[dict[str, Tensor], Change | None]:
-    """Masks at the start, and what changes them: those of a ticket stay, a plain net has none."""
-    return masks, None
 
 
 def _stem(arguments: argparse.Namespace) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .exchange import MEMORY, anything, count_exactly, wanted
 from .scores import TEMPERATURE, MaskedWeight
 
 # About a hundred steps of Adam at the default rate lie between the best and the worst score at the start.
@@ -46,8 +47,11 @@ class Method:
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
         draws: Whether masks are drawn anew in every step.
+        averages: Whether a running mean of the gradients of weights is kept.
         settle: Puts what is computed, not trained, into a layer, at refreshes and when levels are fixed.
         balance: Called at refreshes with the layers and the densities wanted now.
+        wish: Layer to how much each of its weights is wanted in the mask, float32 [c, ...]; for methods that exchange
+            a part of their masks now and then.
     """
 
     name: str
@@ -61,8 +65,10 @@ class Method:
     falls: bool = True
     learns_scale: bool = True
     draws: bool = False
+    averages: bool = False
     settle: Callable[[MaskedWeight], None] = nothing
     balance: Callable[[Mapping[str, MaskedWeight], Mapping[str, float]], None] = balance_thresholds
+    wish: Callable[[MaskedWeight], Tensor] | None = None
 
     @property
     def n_planes(self) -> int:
@@ -84,6 +90,11 @@ def kaiming_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
     """Kaiming-uniform scores of both signs with a = sqrt(5), as the code of Ramanujan et al. draws them."""
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return (2 * torch.rand(shape, generator=random) - 1) * bound
+
+
+def equal_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
+    """Scores that differ by far less than a step of Adam moves them: their order alone is drawn."""
+    return torch.rand(shape, generator=random) * 1e-6
 
 
 def write_above(layer: MaskedWeight) -> None:
@@ -130,6 +141,13 @@ def write_expected(layer: MaskedWeight) -> None:
 def straight_through(layer: MaskedWeight, gradient: Tensor) -> Tensor:
     """The mask's derivative in the score is one: the gradient of a score is that of its weight times its base."""
     return gradient if layer.kind == "signed" else gradient.mul_(layer.base.abs())
+
+
+def averaged(layer: MaskedWeight, gradient: Tensor) -> Tensor:
+    """Straight through, and into the running mean; those that overflow, as in fp16, are left out of it."""
+    if layer.mean_gradient is not None and bool(gradient.isfinite().all()):
+        layer.mean_gradient.lerp_(gradient, 1 - MEMORY)
+    return straight_through(layer, gradient)
 
 
 def straight_through_magnitude(layer: MaskedWeight, gradient: Tensor) -> Tensor:
@@ -219,6 +237,19 @@ METHODS: Mapping[str, Method] = {
             'Okoshi et al., "Multicoated Supermasks Enhance Hidden Networks", ICML 2022, section 3: three coats of '
             "equal numbers of weights",
             kaiming_scores, write_magnitudes, straight_through_magnitude, by_magnitude=True, falls=False, n_coats=3,
+        ),
+        Method(
+            "rigl-mask",
+            'Evci et al., "Rigging the Lottery", ICML 2020, section 3, on weights that stay frozen: what goes has the '
+            "least score instead of the least magnitude, what comes the mean gradient that most wants it with the sign "
+            "it has, for its channel",
+            equal_scores, write_above, averaged, falls=False, averages=True, balance=count_exactly, wish=wanted,
+        ),
+        Method(
+            "set-mask",
+            'Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", '
+            "Nature Communications 2018, on weights that stay frozen: as rigl-mask, but what comes is drawn",
+            equal_scores, write_above, straight_through, falls=False, balance=count_exactly, wish=anything,
         ),
     )
 }  # fmt: skip

@@ -92,6 +92,7 @@ class MaskedWeight:
         density: Kept weights over usable ones at the end.
         now: The same at the last refresh.
         kept: Base weights times final levels once these are fixed, else None.
+        mean_gradient: Running mean of the gradients of the weights, float32 [c, ...], where the method wants it.
         random: Draws masks where the method does; :meth:`seed_draws` says from where on.
     """
 
@@ -144,6 +145,7 @@ class MaskedWeight:
         self.random = torch.Generator(device)
         # Fresh memory costs more than the arithmetic: products go to the same place in every step.
         self.scratch = torch.empty_like(self.base)
+        self.mean_gradient = torch.zeros_like(self.base) if method.averages else None
 
     @property
     def n_weights(self) -> int:
@@ -256,7 +258,8 @@ class MaskedWeight:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is not regenerated from the seed, not copied."""
-        return {"latent": self.whole(self.latent.detach()), "scale": self.scales(), "threshold": self.threshold}
+        found = {"latent": self.whole(self.latent.detach()), "scale": self.scales(), "threshold": self.threshold}
+        return found if self.mean_gradient is None else found | {"mean_gradient": self.whole(self.mean_gradient)}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], *, levels: Tensor | None) -> None:
@@ -264,6 +267,8 @@ class MaskedWeight:
         self.latent.copy_(self.part(tensors["latent"]))
         self.scale.copy_(self.part(tensors["scale"]) if self.per_channel else tensors["scale"])
         self.threshold.copy_(tensors["threshold"])
+        if self.mean_gradient is not None:
+            self.mean_gradient.copy_(self.part(tensors["mean_gradient"]))
         if levels is not None:
             self.keep(levels)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import integrity
 from .densities import cubic
+from .exchange import exchange_some
 from .methods import Method
 from .objective import Objective, called
 from .precision import Precision
@@ -161,6 +162,8 @@ class Search:
         self.write(refresh=not self.levels and self.done % N_REFRESH == 0)
         self.optimizer.zero_grad(set_to_none=True)
         total = self.gradients(batch, objective, seen)
+        if self.method.wish and not self.levels:
+            exchange_some(self.own, self.method.wish, step=self.done, n_search=self.schedule.n_search)
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.done)
         self.precision.step(self.optimizer)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ from ..search.snapshots import Keeper, Snapshot
 from ..search.weights import maskable
 from .optimizers import OPTIMIZERS, RATES
 from .steps import Change, Training
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Steps between two looks at the loss.
 N_REPORT = 40
@@ -63,6 +66,7 @@ def train_weights(
     validate: Callable[[nn.Module], float] | None = None,
     checkpoints: Keeper | None = None,
     settings: Mapping[str, Any] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Trained:
     """Trains the weights of a model, those outside of a mask held where they are told.
 
@@ -89,11 +93,15 @@ def train_weights(
         validate: Called after every epoch with the model in evaluation mode; more is better.
         checkpoints: Keeps snapshots and may have one to begin from.
         settings: Plain values that a training which goes on has to have in common with the kept one, beside its own.
+        group: Processes that ``change`` brings to the same weights, and that train apart between its steps, all called
+            with the same arguments but ``model`` and ``masks``; None for this process alone. Checkpoints are kept by
+            the first, when all are the same.
 
     Raises:
         ArgumentError: A value out of range, a mask that does not fit, no batches.
         UnsupportedError: An unknown optimiser or rate.
         DivergedError: A loss that is not finite.
+        RankError: Processes of the group no longer agree, or one has ended.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
     masks, outside = dict(masks or {}), dict(outside or {})
@@ -110,10 +118,13 @@ def train_weights(
         "loss": name_of(loss), "n_batches": n_batches, "validate": validate is not None,
         "change": dict(change.settings()) | {"every": change.every} if change else None,
     }  # fmt: skip
-    if checkpoints:  # what takes time, and only matters to one who goes on
+    ranks = Ranks(group, here)
+    if checkpoints or ranks.size > 1:  # what takes time, and only matters to one who goes on, or to others
         own |= {"batches": fingerprint_of(batches), "arch": arch_of(original)}
         own |= {"model": integrity.digest(original.state_dict()), "masks": integrity.digest(masks)}
         own |= {"outside": integrity.digest(outside)}
+    own = dict(settings or {}) | own
+    ranks.check_same(**{name: value for name, value in own.items() if name not in ("model", "masks")})
     model.to(here).train()
     parameters = dict(model.named_parameters())
     n_steps, factor = epochs * n_batches, RATES[rate]
@@ -127,8 +138,9 @@ def train_weights(
             weight_decay=weight_decay, rate=lambda step: lr * factor(step / n_steps), change=change,
         )  # fmt: skip
         order = Order(batches, epochs, here)
-        _run(training, order, n_steps, loss, progress, validate, checkpoints, dict(settings or {}) | own)
+        _run(training, order, n_steps, loss, progress, validate, checkpoints if ranks.rank == 0 else None, own, ranks)
     model.cpu().eval()
+    ranks.check_same(weights_trained=integrity.digest(model.state_dict()) if ranks.size > 1 else None)
     attach(model, Recipe(seed, {}, dict(arch_of(original) or EXTERNAL), meta or {}))
     return Trained(model, {name: mask.cpu() for name, mask in training.masks.items()})
 
@@ -142,11 +154,12 @@ def _run(
     validate: Callable[[nn.Module], float] | None,
     keeper: Keeper | None,
     settings: Mapping[str, Any],
+    ranks: Ranks,
 ) -> None:
-    """All steps, from the keeper's snapshot if it has one."""
+    """All steps, from the keeper's snapshot if it has one; of several ranks the first asks its keeper."""
     device = next(training.model.parameters()).device
     meter, validation = Meter(Ranks(None, device)), None
-    kept = keeper.last(settings) if keeper else None
+    kept = ranks.snapshot(lambda: keeper.last(settings) if keeper else None)
     place = keeper.place if kept and keeper else None
     if kept:
         try:
@@ -174,7 +187,8 @@ def _run(
                         training.n_bytes(), accuracy, validation, first_step,
                     )
                 )  # fmt: skip
-        if keeper and (keeper.due() or finished):
+        # Several ranks have the same weights after a change of masks, and at the end.
+        if keeper and (ranks.size == 1 or training.changed or finished) and (keeper.due() or finished):
             meter.check(training.done, place)
             tensors = {f"random.{name}": state for name, state in order.tensors().items()}
             numbers = {"order": order.numbers(), "validation": validation}

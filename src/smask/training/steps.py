@@ -28,8 +28,10 @@ class Change(Protocol):
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
-    ) -> Mapping[str, Tensor]:
-        """New masks, of all weights or of some; the tensors that it is given are not to be changed.
+    ) -> Mapping[str, Tensor] | None:
+        """New masks, of all weights or of some; None where none change, and the step is one as any other.
+
+        The tensors that it is given are not to be changed.
 
         Args:
             step: Steps done.
@@ -37,6 +39,10 @@ class Change(Protocol):
             gradients: Of the loss of this batch in all of these weights, also in those outside.
             masks: bool [C, ...].
         """
+        ...
+
+    def arrange(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Called when its masks are in place; may change weights inside of masks, all other tensors, and moments."""
         ...
 
     def settings(self) -> Mapping[str, Any]:
@@ -47,8 +53,8 @@ class Change(Protocol):
         """What it has to remember from step to step."""
         ...
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what :meth:`tensors` gave."""
+    def restore(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Takes over what :meth:`tensors` gave, of whatever process; masks that this one has otherwise, by name."""
         ...
 
 
@@ -65,6 +71,9 @@ class Training:
         rate: Step to learning rate.
         change: Changes masks; in its steps weights do not move otherwise, as in Evci et al., "Rigging the Lottery"
             (2020), algorithm 1.
+
+    Attributes:
+        changed: Whether the last step did so.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class Training:
         change: Change | None = None,
     ) -> None:
         self.model, self.weights, self.rate, self.change, self.done = model, weights, rate, change, 0
+        self.changed = False
         self.optimizer = optimizer.make([p for p in model.parameters() if p.requires_grad], weight_decay)
         self.masks = {name: mask.to(weights[name].device, copy=True) for name, mask in masks.items()}
         # Products with floats take a fifth of the time of those with booleans.
@@ -102,8 +112,12 @@ class Training:
         value.backward()  # type: ignore[no-untyped-call]
         if seen is not None:
             seen(outputs, y)
+        masks = None
         if self.change and self.done and self.done % self.change.every == 0:
-            self._put(self.change(self.done, self._detached(), self._gradients(), self.masks))
+            masks = self.change(self.done, self._detached(), self._gradients(), self.masks)
+        self.changed = masks is not None
+        if masks is not None:
+            self._put(masks)
         else:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(self.done)
@@ -136,6 +150,8 @@ class Training:
             for moment in self.optimizer.state[weight].values():
                 if isinstance(moment, Tensor) and moment.shape == weight.shape:
                     moment.mul_(stays)
+        if self.change:
+            self.change.arrange(self.model, self.optimizer)
         self._project()
 
     def _detached(self) -> dict[str, Tensor]:
@@ -182,7 +198,6 @@ class Training:
             ):
                 for name, tensor in here.items():
                     tensor.copy_(tensors[f"{kind}.{name}"])
-        self._inside = {name: mask.to(self.weights[name]) for name, mask in self.masks.items()}
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
@@ -195,4 +210,7 @@ class Training:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         if self.change:
             prefix = "change."
-            self.change.restore({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+            own = self.change.restore({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+            for name, mask in own.items():
+                self.masks[name].copy_(mask)
+        self._inside = {name: mask.to(self.weights[name]) for name, mask in self.masks.items()}
