@@ -23,6 +23,7 @@ from smask.search.blocks import Block, cut, shapes_between
 from smask.search.data import Batches, Dataset
 from smask.search.decoupled import LAG, DecoupledSearch
 from smask.search.guides import DECOUPLINGS, RATE, Generator, LocalClassifier
+from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS
 from smask.search.objective import Objective
 from smask.search.plan import check_options, planned
@@ -30,7 +31,7 @@ from smask.search.precision import Precision
 from smask.search.progress import Progress
 from smask.search.ranks import Ranks
 from smask.search.schedule import Schedule
-from smask.search.steps import Search, masked_weights
+from smask.search.steps import Search
 from smask.search.weights import maskable
 from smask.search.wires import Inside
 from test_ranks import Held

@@ -19,9 +19,9 @@ from smask.manifest import open_file
 from smask.recipe import recipe_of
 from smask.search.accuracy import score
 from smask.search.data import Batches, Dataset
+from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS
 from smask.search.pretrained import ordered_by_magnitude
-from smask.search.steps import masked_weights
 from smask.search.weights import Maskable, maskable
 from test_ranks import Held
 

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from smask import architectures, named_nets
 from smask.measurement import facts, interleaved, ratio
-from smask.search import steps
+from smask.search import initialisation, steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS
 from smask.search.objective import Objective
@@ -78,7 +78,7 @@ def sorting_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]
 def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     weights = maskable(model)
     densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=DENSITY)
-    layers = steps.masked_weights(weights, densities, METHODS["auto"])
+    layers = initialisation.masked_weights(weights, densities, METHODS["auto"])
     search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1))
 
     def step() -> None:

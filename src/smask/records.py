@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Annotated, Any, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from .dtypes import N_BYTES_OF_DTYPE
 
@@ -156,6 +157,13 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     meta: dict[str, str] = {}
     tasks: tuple[Task, ...] = ()
     extensions: dict[str, Any] = {}
+
+
+@functools.cache
+def defaults_of(struct: type[Struct]) -> dict[str, object]:
+    """Default of each field; required fields have one that no value equals."""
+    fields = structs.fields(struct)
+    return {field.name: {} if field.default_factory is dict else field.default for field in fields}
 
 
 def n_byte_planes(tensors: tuple[Record, ...]) -> int:

@@ -28,10 +28,8 @@ from .leveling import Leveled, leveled, squared_length, windows
 from .overlay import Overlay
 from .plan import Plan, step_for
 from .rounding import Floats, levels_of
-from .scanned import Scanned
+from .scanned import Scanned, is_coded
 
-# Below this a tensor's record, scale and sections cost more than its planes save.
-N_LEAST = 256
 # Small floats are this much more exact than the weights in planes.
 EXACTER = 16
 # Coders take about this factor more than the entropy of what they code.
@@ -289,12 +287,6 @@ class LossyModel:
             return {}
         values = (torch.from_numpy(part).to(old.dtype) for part, old in zip(found, (mean, variance), strict=True))
         return dict(zip((norm + moments.MEAN, norm + moments.VARIANCE), values, strict=True))
-
-
-def is_coded(tensor: Tensor) -> bool:
-    """Whether a tensor is a matrix of weights, or more than one, large enough to be rounded."""
-    n_dimensions = sum(size > 1 for size in tensor.shape)
-    return tensor.is_floating_point() and n_dimensions > 1 and tensor.numel() >= N_LEAST
 
 
 def _difference(tensor: Tensor, near: tuple[str, Tensor] | None) -> Floats:

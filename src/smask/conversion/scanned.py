@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from . import paths
 from .leveling import squared_length
 from .rounding import Floats, Rule, Spectrum
 
+# Below this a tensor's record, scale and sections cost more than its planes save.
+N_LEAST = 256
 # Weights of a tensor that the search looks at.
 N_SAMPLE = 1 << 16
 
@@ -50,3 +53,9 @@ class Scanned:
         """
         many_bits = rule.n_bits >= paths.LEAST_BITS * len(self.sample.ascending)
         return self.n_window == 1 and many_bits and self.largest < paths.LARGEST * paths.finer(step)
+
+
+def is_coded(tensor: Tensor) -> bool:
+    """Whether a tensor is a matrix of weights, or more than one, large enough to be rounded."""
+    n_dimensions = sum(size > 1 for size in tensor.shape)
+    return tensor.is_floating_point() and n_dimensions > 1 and tensor.numel() >= N_LEAST

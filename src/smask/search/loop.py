@@ -24,6 +24,7 @@ from .densities import DENSEST, layer_densities
 from .distillation import relative_entropy
 from .finish import Floats, coded_tensors, finished_model
 from .identity import fingerprint_of, n_batches_of, name_of
+from .initialisation import masked_weights
 from .methods import METHODS
 from .objective import Objective
 from .order import Order
@@ -36,7 +37,7 @@ from .run import Run
 from .schedule import Schedule
 from .shards import share_rows
 from .snapshots import Keeper
-from .steps import Search, masked_weights
+from .steps import Search
 from .weights import maskable, zero_biases
 
 if TYPE_CHECKING:

@@ -11,62 +11,15 @@ from torch import Tensor, nn
 from .. import integrity
 from .densities import cubic
 from .exchange import exchange_some
-from .methods import Method
+from .initialisation import START_DENSITY
 from .objective import Objective, called
 from .precision import Precision
-from .pretrained import ordered_by_magnitude
 from .ranks import Ranks, running_statistics
 from .schedule import Schedule
-from .scores import MaskedWeight, Rows
-from .weights import Maskable
+from .scores import MaskedWeight
 
 # Steps between two looks at the thresholds and at the loss.
 N_REFRESH = 40
-START_DENSITY = 0.5
-
-
-def masked_weights(
-    weights: Mapping[str, Maskable],
-    densities: Mapping[str, float],
-    method: Method,
-    *,
-    base: str = "signed",
-    seed: int = 0,
-    per_channel: bool = True,
-    learn_scale: bool = True,
-    rows: Mapping[str, Rows] | None = None,
-    origins: Mapping[str, Tensor] | None = None,
-    initial: str | None = None,
-) -> dict[str, MaskedWeight]:
-    """Scores for every weight, or for the given rows of each.
-
-    Stream i of the seed is the base of the i-th, unless ``origins`` has a trained tensor for it; scores over those
-    begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`).
-    """
-    random = torch.Generator().manual_seed(seed % 2**63)
-    layers = {}
-    for stream, (name, one) in enumerate(weights.items()):
-        weight, density = one.weight, densities[name]
-        learned, origin = learn_scale and method.learns_scale, (origins or {}).get(name)
-        layer = MaskedWeight(
-            weight, method, kind=base, seed=seed, stream=stream,
-            per_channel=per_channel and method.learns_scale and (learned or origin is None),
-            density=density, fan_in=one.fan_in * (max(START_DENSITY, density) if learned and method.falls else density),
-            rows=rows[name] if rows else None, origin=origin,
-        )  # fmt: skip
-        with torch.no_grad():
-            drawn = method.initial(weight.shape, random)
-            if origin is not None and initial == "magnitude":
-                drawn = ordered_by_magnitude(drawn.abs() if method.by_magnitude else drawn, origin)
-            layer.latent.mul_(layer.part(drawn).to(weight.device))
-            if layer.per_channel and one.silent and origin is None:
-                factors = torch.ones(weight.shape[0])
-                factors[list(one.silent)] = 0  # where it stays: its gradient is that of weights over a scale of 0
-                layer.scale.mul_(layer.part(factors).to(weight.device).view(layer.scale.shape))
-        layer.scale.requires_grad_(learned)
-        weight.requires_grad_(True)
-        layers[name] = layer
-    return layers
 
 
 class Search:
