@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from .. import architectures, codec, named_nets
-from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError
 from ..readers.reading import PREFIX
 from ..recipe import recipe_of
@@ -68,7 +67,7 @@ class Job:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
         self.device: torch.device = joined.device
         self.base = pretrained.open_named(arguments)
-        self.whole, self._net, self.name = task_and_net(arguments)
+        self.whole, self._net, self.name = task_and_net(arguments, over=self.base is not None)
         self.whole.check_fit(self._net)
         self._only = pretrained.masked_names(self._net, self.base, arguments)
         self.n_blocks = decoupled_options.n_blocks_of(arguments, self._net, joined)
@@ -117,7 +116,7 @@ class Job:
             self._say(
                 f"teacher {arguments.teacher}: right on {self._taught['teacher_accuracy']:.2%} of training inputs"
             )
-        density = arguments.density or _defaults(arguments)[1]
+        density = arguments.density or (DENSITY_OF_TRAINED if self.base else _defaults(arguments)[1])
         if self._goal is None:
             trial = self._search(density, arguments.checkpoint)
             return trial.data, self._taught | ({} if self._judge is None else {"validation": trial.accuracy})
@@ -225,12 +224,15 @@ def changed(task: Task, arguments: argparse.Namespace) -> Task:
 
 def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:
     """Architecture and density where they are left to us."""
-    arch, density = DEFAULTS["lm"] if arguments.task == "lm" else DEFAULTS.get(arguments.data, DEFAULTS["other"])
-    return arch, density if arguments.base in N_WEIGHTS_PER_WORD else DENSITY_OF_TRAINED
+    return DEFAULTS["lm"] if arguments.task == "lm" else DEFAULTS.get(arguments.data, DEFAULTS["other"])
 
 
-def task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
+def task_and_net(arguments: argparse.Namespace, *, over: bool = False) -> tuple[Task, nn.Module, str]:
     """The data, and the net for it, its free parameters drawn from the seed; the name of the net.
+
+    Args:
+        arguments: Of a command with options of data and a seed.
+        over: Whether ``--base`` is a trained checkpoint, which may bring the architecture.
 
     Raises:
         ArgumentError, ArchitectureError, DataError, UnsupportedError: Data or architecture cannot be read or used.
@@ -241,15 +243,15 @@ def task_and_net(arguments: argparse.Namespace) -> tuple[Task, nn.Module, str]:
         screen.say(f"reading {arguments.data} ...", quiet=arguments.quiet)  # folders and collections may take a while
     if arguments.task == "lm":
         text = load_text(arguments.data, reading)
-        own = pretrained.own_arch(arguments, text.n_classes)
+        own = pretrained.own_arch(arguments, text.n_classes) if over else None
         arch = own or named_nets.architecture(name, n_classes=text.n_classes)
         task = Language(text, context_of(arch))
     else:
         data = load_dataset(arguments.data, reading)
-        mean, std = (screen.numbers_of(arguments, option) for option in ("base_mean", "base_std"))
-        if mean is None or std is None:
-            mean, std = data.statistics()
-        own = pretrained.own_arch(arguments, data.n_classes)
+        mean, std = data.statistics()
+        if over and arguments.base_mean is not None:
+            mean, std = (screen.numbers_of(arguments, option) or [] for option in ("base_mean", "base_std"))
+        own = pretrained.own_arch(arguments, data.n_classes) if over else None
         arch = own or named_nets.architecture(
             name, input_shape=data.input_shape, n_classes=data.n_classes, mean=mean, std=std
         )
