@@ -35,7 +35,7 @@ def any_bits(dtype: torch.dtype, shape: tuple[int, ...], *, density: float, seed
 
 def there_and_back(tensor: torch.Tensor) -> torch.Tensor:
     record, sections = values_record("t", tensor)
-    assembly = Assembly(record.n_weights, n_planes=1, flip=False)
+    assembly = Assembly(record.shape, n_planes=1, flip=False)
     for kind, bits in sections:
         assert bits.n_bits == assembly.counts.n_bits(kind)
         assembly.add(kind, bits)
