@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from smask import bitcoding, manifest
+from smask import bitcoding, manifest, trellis
 from smask.container import Limits
 from smask.contents import contents_of
 from smask.conversion.converter import convert_checkpoint
@@ -73,10 +73,10 @@ def measured(path: Path) -> dict[str, Any]:
     coded = sum(blob.n_bytes for blob in opened.manifest.blobs[n_byte_planes(records) :])
     bits, zero_order = dict[str, float](), 0.0
     for tensor in contents.coded.values():
-        levels = np.zeros(tensor.n_weights)
-        for plane in tensor.planes:
+        levels, planes = np.zeros(tensor.n_weights), [plane.numpy() for plane in tensor.planes]
+        for plane in trellis.indices(planes, tensor.n_weights) if tensor.trellis else planes:
             old = levels > 0
-            ones = np.unpackbits(plane.numpy(), count=tensor.n_weights, bitorder="little").astype(bool)
+            ones = np.unpackbits(plane, count=tensor.n_weights, bitorder="little").astype(bool)
             for part in (old, ~old):
                 zero_order += bitcoding.entropy_bytes(int(ones[part].sum()), int(part.sum()))
             levels = 2 * levels + ones
