@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -329,17 +329,29 @@ def test_what_two_processes_write(results: Path, tmp_path: Path, capsys: pytest.
     capsys.readouterr()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as each of the processes has: sums of floats depend on it."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", DECOUPLED)
 def test_blocks_on_two_ranks_find_what_one_finds(results: Path, name: str) -> None:
     alone = search(**{"kind": "mlp", **DECOUPLED[name]})
     assert (results / f"{name}-0").read_bytes() == encoded(alone)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_blocks_resumed_on_two_ranks(results: Path) -> None:
     whole = search("mlp", epochs=4, decouple="dni")
     assert (results / "dni-resumed-0").read_bytes() == encoded(whole)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_blocks_on_the_command_line(results: Path, tmp_path: Path) -> None:
     texts = [texts_of(results, rank) for rank in (0, 1)]
     assert [text["dni code"] for text in texts] == [0, 0]

@@ -3,7 +3,7 @@
     python tools/tickets_table.py trained --data ../shared/data/mnist            # 35 minutes on one busy core
     python tools/tickets_table.py untrained --data ../shared/data/mnist          # 11 minutes on one busy core
     python tools/tickets_table.py images --data cifar10.npz --arch conv6 --device cuda           # a GPU wanted
-    python tools/tickets_table.py images --data cifar10.npz --arch conv2 --epochs 1 --images 20000 --test-images 2000
+    python tools/tickets_table.py images --data cifar10.npz --arch conv2 --epochs 6 --images 20000 --test-images 2000
     python tools/tickets_table.py tables                                         # only the page
 
 `trained`: tickets found in rounds, at once, with other weights under the same mask, and random masks, each
