@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ RATE = 1e-2
 N_PLACES = 2
 
 
-class Guide(nn.Module):
+class Guide(nn.Module, abc.ABC):
     """Trained beside one block, on this block's outputs; no part of the file. All of it starts at zero."""
 
     optimizer: torch.optim.Adam
@@ -31,9 +32,9 @@ class Guide(nn.Module):
             nn.init.zeros_(parameter)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=RATE, fused=True)
 
+    @abc.abstractmethod
     def backward(self, outputs: Tensor, x: Any, y: Any, objective: Objective, rate: float) -> None:
         """Backward pass of the block that gave these outputs for a batch of inputs x of the net and targets y."""
-        raise NotImplementedError
 
     def learn(self, loss: Tensor, rate: float) -> None:
         """A step on the gradients of a loss.
