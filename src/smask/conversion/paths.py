@@ -21,7 +21,8 @@ from .rounding import SLOPE, Floats, Levels, code_lengths
 # On the steps of a trellis that are finer by this factor than those of plain rounding, a bit buys as much error: the
 # error of a trellis of 8 states is a quarter of a squared step, that of plain rounding a twelfth.
 FINER = math.sqrt(3)
-# Plain rounding is better below so many bits a weight, measured on normal and Laplacian numbers.
+# Below so many bits a weight a trellis brings little: on a small language model 0.005 bits at 1.0 bits a weight, 0.05
+# at 1.6, 0.11 at 2.3, and at 1.6 its outputs were no better for them.
 LEAST_BITS = 1.5
 # At equal slope a trellis has the same error for this part fewer bits.
 SAVES = 0.04
