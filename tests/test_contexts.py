@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smask import bitcoding, contexts, planes, signs
+from smask import bitcoding, contexts, planes, rangecoding, signs
 from smask.bitcoding import Bits
 from smask.contexts import Context
 from smask.counting import Counts, blocks
@@ -16,19 +16,11 @@ from smask.rangecoding import Model
 SIGNIFICANCE = (contexts.significance_reference, contexts.significance)
 REFINEMENT = (contexts.refinement_reference, contexts.refinement)
 SIGNS = (signs.signs_reference, signs.signs)
+AT_ONCE = (contexts.significance_at_once, contexts.refinement_at_once, signs.signs_at_once)
 
 
 def driven(model: Model, bits: list[bool]) -> list[int]:
-    """All chances of a model that is shown these bits."""
-    chances, asked = list[int](), next(model, None)
-    while asked is not None:
-        shown = np.array(bits[len(chances) : len(chances) + len(asked)], bool)
-        chances += asked.tolist()
-        try:
-            asked = model.send(shown)
-        except StopIteration:
-            asked = None
-    return chances
+    return rangecoding.driven(model, np.array(bits, bool)).tolist()
 
 
 @pytest.mark.clause("K-04")
@@ -67,13 +59,16 @@ def tensors(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[bool]]:
 def test_fast_models_are_the_plain_ones(tensor: tuple[np.ndarray, np.ndarray, list[bool]], byte: int) -> None:
     above, new, bits = tensor
     flat = np.abs(above).reshape(*above.shape[:2], int(np.prod(above.shape[2:])))
-    for pair, n, arguments in (
-        (SIGNIFICANCE, int((above == 0).sum()), (flat, byte)),
-        (REFINEMENT, int((above != 0).sum()), (flat, byte)),
-        (SIGNS, int(new.sum()), (above, new)),
+    for pair, at_once, n, arguments in zip(
+        (SIGNIFICANCE, REFINEMENT, SIGNS),
+        AT_ONCE,
+        (int((above == 0).sum()), int((above != 0).sum()), int(new.sum())),
+        ((flat, byte), (flat, byte), (above, new)),
+        strict=True,
     ):
         plain, fast = (driven(model(*arguments), bits[:n]) for model in pair)
         assert plain == fast
+        assert plain == at_once(*arguments, np.array(bits[:n], bool)).tolist()
         assert len(fast) == n
 
 

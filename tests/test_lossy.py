@@ -68,6 +68,19 @@ def test_bits_and_error(tmp_path: Path) -> None:
     assert 0.029 < report.error <= 0.03
 
 
+def test_range_coding_is_a_choice(tmp_path: Path) -> None:
+    files, codings = [], []
+    for number, choice in enumerate((None, True, False)):
+        path = tmp_path / f"{number}.smask"
+        convert_checkpoint(net("resnet20"), path, max_error=0.3, range_coding=choice)
+        files.append(path.read_bytes())
+        codings.append({coding for tensor in smask.inspect(path).tensors for coding in tensor.codings})
+    assert files[0] == files[1]
+    assert "range" in codings[0]
+    assert "range" not in codings[2]
+    assert smask.decode(files[0])["conv1.weight"].equal(smask.decode(files[2])["conv1.weight"])
+
+
 def along(weight: torch.Tensor, again: torch.Tensor) -> float:
     """What is left of a tensor along itself."""
     return float((weight.double() * again.double()).sum() / weight.double().square().sum())

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rangecoding
-from .counting import Counts, Integers, blocks
+from .counting import Counts, Integers, before, blocks, ends
 from .errors import FormatError
 from .rangecoding import CERTAIN, Booleans, Model
-from .signs import signs
+from .signs import signs, signs_at_once
 
 # Products of counts then fit in 63 bits.
 MOST_WEIGHTS = 1 << 22
@@ -27,6 +27,9 @@ N_CONTEXTS = 16
 N_SEEN = 4
 # floor(8 log2(m / 128) + 1/2) for m = 128 ... 255
 EIGHTHS = np.array([math.floor(8 * math.log2(m / 128) + 0.5) for m in range(128, 256)])
+# About 8 log2 of a binary64 from 1 on, by its exponent and the first seven bits of its fraction.
+LOGARITHMS = (8 * np.arange(64)[:, None] + EIGHTHS).reshape(-1)
+N_DROPPED, FIRST_INDEX = 52 - 7, 1023 << 7
 # 2**8 times the middle of each context.
 MIDDLES = tuple(math.floor(256 * 2 ** ((context - 7.5) / 2) + 0.5) for context in range(N_CONTEXTS))
 
@@ -49,25 +52,24 @@ class Context:
     def encode(self, bits: Booleans) -> bytes:
         """Bytes of the coding ``range`` for the bits of the section, bool [n]."""
         if self.kind == "flip":
-            return rangecoding.encode(bits, self._model(0))
+            assert self.new is not None
+            return rangecoding.encode(bits, signs_at_once(self.above, self.new, bits))
         byte = byte_of(int(np.count_nonzero(bits)), len(bits))
-        return bytes([byte]) + rangecoding.encode(bits, self._model(byte))
+        chances = significance_at_once if self.kind == "significance" else refinement_at_once
+        return bytes([byte]) + rangecoding.encode(bits, chances(self._magnitudes(), byte, bits))
 
     def decode(self, blob: bytes | memoryview, *, where: str) -> Booleans:
         """Inverse of :meth:`encode`; raises FormatError for what no encoder gives."""
         if self.kind == "flip":
-            return rangecoding.decode(blob, self._model(0), where=where)
+            assert self.new is not None
+            return rangecoding.decode(blob, signs(self.above, self.new), where=where)
         if not len(blob):
             raise FormatError("E-01", where, "no byte", "a density before the words")
-        return rangecoding.decode(blob[1:], self._model(blob[0]), where=where)
-
-    def _model(self, byte: int) -> Model:
-        if self.kind == "flip":
-            assert self.new is not None
-            return signs(self.above, self.new)
         model = significance if self.kind == "significance" else refinement
-        n_window = math.prod(self.above.shape[2:])
-        return model(np.abs(self.above).reshape(*self.above.shape[:2], n_window), byte)
+        return rangecoding.decode(blob[1:], model(self._magnitudes(), blob[0]), where=where)
+
+    def _magnitudes(self) -> Integers:
+        return np.abs(self.above).reshape(*self.above.shape[:2], math.prod(self.above.shape[2:]))
 
 
 def density_of(byte: int) -> tuple[int, int]:
@@ -113,6 +115,61 @@ def significance_reference(above: Integers, byte: int) -> Model:
             places[k] += int(bit)
 
 
+class _Significance:
+    """What is known of a section before its bits: logarithms of rows and windows, and sums that go on."""
+
+    def __init__(self, above: Integers, byte: int) -> None:
+        (n_o, n_i, n_k), n = self._shape, self._n = above.shape, above.size
+        is_open, of_windows = above == 0, above.sum(2)
+        self._open = np.flatnonzero(is_open)
+        self._rows = np.array([0, *(last for _, last in blocks(n_o if n else 0))])
+        self.n_blocks = len(self._rows) - 1
+        self.sizes, stops = ends(self._open, above.shape)
+        self._stops = [0, *stops]
+        total = int(of_windows.sum())
+        n_expected = _expected(byte, len(self._open))
+        mean = 2 * total + n_expected
+        own = _logs(2 * of_windows.sum(1) * n + (n_i * n_k * n_expected + 2 * mean)) - _log((n_i * n_k + 2) * mean)
+        self._own = own[:, None]
+        so_far = 2 * total * n_o + n_expected * self._rows[:-1, None]
+        # Columns and, after them, places of a window: one more than twice what was seen so far.
+        self.seen = 1 + 2 * of_windows.sum(0)
+        self._means = np.repeat(_logs(n_k * so_far + n), n_i, 1)
+        if n_k > 1:
+            windows = _logs(4 * of_windows * n + (2 * n_k * n_expected + 3 * mean)) - _log((2 * n_k + 3) * mean)
+            self._own = self._own + (windows >> 1)
+            self.seen = np.concatenate([self.seen, 1 + 2 * above.sum((0, 1))])
+            self._means = np.concatenate([self._means, np.repeat(_logs(n_i * so_far + n), n_k, 1)], 1)
+
+    def contexts(self, first: int, last: int, seen: Integers) -> Integers:
+        """Of the open weights of some blocks, each with what was seen before it, [blocks, I + K]."""
+        n_i, more = self._shape[1], _logs(seen * self._n) - self._means[first:last]
+        more = np.repeat(more, np.diff(self._rows[first : last + 1]), axis=0)
+        eighths = (self._own[self._rows[first] : self._rows[last]] + more[:, :n_i])[:, :, None]
+        if self._shape[2] > 1:
+            eighths = eighths + more[:, None, n_i:]
+        contexts: Integers = (eighths.reshape(-1).take(self._places(first, last)) >> 2) + N_CONTEXTS // 2
+        return np.minimum(N_CONTEXTS - 1, np.maximum(0, contexts, out=contexts), out=contexts)
+
+    def found(self, first: int, last: int, bits: Booleans) -> Integers:
+        """Ones of each row of some blocks, by column and place, [rows, I + K]."""
+        n_rows, (n_i, n_k) = int(self._rows[last] - self._rows[first]), self._shape[1:]
+        found = np.zeros((n_rows, n_i, n_k), np.int64)
+        found.reshape(-1)[self._places(first, last)] = bits
+        columns = found @ np.ones(n_k, np.int64)
+        return columns if n_k == 1 else np.concatenate([columns, found.sum(1)], 1)
+
+    def seen_before(self, bits: Booleans) -> Integers:
+        """What was seen before every block, all bits given, [blocks, I + K]."""
+        return before(self.seen, np.add.reduceat(self.found(0, self.n_blocks, bits), self._rows[:-1]))
+
+    def _places(self, first: int, last: int) -> Integers:
+        """Of open weights, from the first of the first block on."""
+        n_before = self._rows[first] * self._shape[1] * self._shape[2]
+        places: Integers = self._open[self._stops[first] : self._stops[last]] - n_before
+        return places
+
+
 def significance(above: Integers, byte: int) -> Model:
     """Chances that weights become significant in a plane.
 
@@ -120,30 +177,22 @@ def significance(above: Integers, byte: int) -> Model:
         above: [O, I, K], magnitudes by the planes above; bits are asked for where it is 0, in row-major order.
         byte: Density of the section, see :func:`density_of`.
     """
-    (n_o, n_i, n_k), n, counts = above.shape, above.size, _counts(byte)
-    is_open, of_windows = above == 0, above.sum(2)
-    total = int(of_windows.sum())
-    n_expected = _expected(byte, int(np.count_nonzero(is_open)))
-    mean = 2 * total + n_expected
-    own = _logs(2 * of_windows.sum(1) * n + (n_i * n_k * n_expected + 2 * mean)) - _log((n_i * n_k + 2) * mean)
-    own = own[:, None]
-    if n_k > 1:
-        windows = _logs(4 * of_windows * n + (2 * n_k * n_expected + 3 * mean)) - _log((2 * n_k + 3) * mean)
-        own = own + (windows >> 1)
-    columns, places = 1 + 2 * of_windows.sum(0), 1 + 2 * above.sum((0, 1))
-    for first, last in blocks(n_o if n else 0):
-        so_far = 2 * total * n_o + n_expected * first
-        eighths = (own[first:last] + (_logs(columns * n) - _log(n_k * so_far + n)))[:, :, None]
-        if n_k > 1:
-            eighths = eighths + (_logs(places * n) - _log(n_i * so_far + n))
-        block = is_open[first:last]
-        contexts = np.broadcast_to(eighths, block.shape)[block]
-        contexts = np.minimum(N_CONTEXTS - 1, np.maximum(0, (contexts >> 2) + N_CONTEXTS // 2))
+    known, counts = _Significance(above, byte), _counts(byte)
+    seen = known.seen
+    for block in range(known.n_blocks):
+        contexts = known.contexts(block, block + 1, seen)
         bits = yield counts.chances(contexts)
         counts.see(contexts, bits)
-        found = np.zeros(block.shape, np.int64)
-        found[block] = bits
-        columns, places = columns + found.sum((0, 2)), places + found.sum((0, 1))
+        seen = seen + known.found(block, block + 1, bits).sum(0)
+
+
+def significance_at_once(above: Integers, byte: int, bits: Booleans) -> Integers:
+    """All that :func:`significance` gives when it is shown these bits."""
+    known = _Significance(above, byte)
+    if not known.n_blocks:
+        return np.zeros(0, np.int64)
+    contexts = known.contexts(0, known.n_blocks, known.seen_before(bits))
+    return _counts(byte).at_once(contexts, bits, known.sizes)
 
 
 def refinement_reference(above: Integers, byte: int) -> Model:
@@ -164,12 +213,23 @@ def refinement(above: Integers, byte: int) -> Model:
         above: [O, I, K], magnitudes by the planes above; bits are asked for where it is not 0, in row-major order.
         byte: Density of the section, see :func:`density_of`.
     """
-    counts = Counts([_chance(byte, 256)] * N_SEEN)
-    for first, last in blocks(len(above)):
-        block = above[first:last]
-        contexts = np.minimum(block[block > 0], N_SEEN) - 1
-        bits = yield counts.chances(contexts)
-        counts.see(contexts, bits)
+    (contexts, _, stops), counts = _magnitudes(above), Counts([_chance(byte, 256)] * N_SEEN)
+    for first, stop in zip((0, *stops), stops, strict=False):
+        bits = yield counts.chances(contexts[first:stop])
+        counts.see(contexts[first:stop], bits)
+
+
+def refinement_at_once(above: Integers, byte: int, bits: Booleans) -> Integers:
+    """All that :func:`refinement` gives when it is shown these bits."""
+    contexts, sizes, _ = _magnitudes(above)
+    return Counts([_chance(byte, 256)] * N_SEEN).at_once(contexts, bits, sizes)
+
+
+def _magnitudes(above: Integers) -> tuple[Integers, Integers, list[int]]:
+    """Contexts of all significant weights; sizes and ends of blocks."""
+    where = np.flatnonzero(above)
+    contexts = np.minimum(above.reshape(-1).take(where), N_SEEN) - 1
+    return contexts, *ends(where, above.shape)
 
 
 def _expected(byte: int, n_open: int) -> int:
@@ -196,8 +256,7 @@ def _log(value: int) -> int:
 
 def _logs(values: Integers) -> Integers:
     """As :func:`_log`, of int64."""
-    n_bits = np.frexp(values)[1].astype(np.int64)
-    n_bits -= values >> n_bits - 1 == 0  # a conversion may round up to the next power of two
-    leading = np.where(n_bits > 8, values >> np.maximum(n_bits - 8, 0), values << np.maximum(8 - n_bits, 0))
-    logs: Integers = 8 * (n_bits - 1) + EIGHTHS[leading - 128]
+    # Low bits of large values go first, as rounding might make the leading ones others.
+    exact = np.where(values >> 53 > 0, values & -1024, values).astype(np.float64)
+    logs: Integers = LOGARITHMS[(exact.view(np.int64) >> N_DROPPED) - FIRST_INDEX]
     return logs

@@ -22,8 +22,8 @@ from .stored_tensors import coded_record, difference_record, difference_sections
 
 # From this many elements on a tensor has sections of its own: the others wait in memory for the planes that they share.
 N_OWN_SECTIONS = 1 << 10
-# Up to so many elements a model has sections in the coding ``range``: some 3 to 6 % smaller than the others, and
-# about a second to decode at the most.
+# Up to so many elements a model has sections in the coding ``range`` if nobody says otherwise: some 3 to 6 % smaller
+# than the others, and about a second to decode at the most.
 MOST_RANGED = 1 << 22
 # The like for a mask of a tensor of the base, which has one or two sections and a scale.
 N_MASKED = 1 << 8
@@ -34,13 +34,14 @@ class Draft:
 
     Args:
         n_weights: Elements of the whole model; planes of a small one are worth the time of the coding ``range``.
+        ranged: Whether they have it instead, whatever the size.
         spool: Takes the coded sections, in the order in which they come; read again when the file is written.
         thorough: Whether sections of some size get the slow levels of zstd, which take a hundred times as long.
     """
 
-    def __init__(self, spool: BinaryIO, *, n_weights: int, thorough: bool = True) -> None:
+    def __init__(self, spool: BinaryIO, *, n_weights: int, ranged: bool | None = None, thorough: bool = True) -> None:
         self.records: list[Record] = []
-        self._thorough, self._ranged = thorough, n_weights <= MOST_RANGED
+        self._thorough, self._ranged = thorough, n_weights <= MOST_RANGED if ranged is None else ranged
         self._spool = spool
         self._parameters: list[np.ndarray] = []
         self._blobs: dict[tuple[int, int, str], tuple[Blob, int]] = {}

@@ -1,9 +1,9 @@
 """Bits under probabilities to bytes: the range coder behind the coding ``range``. No torch.
 
-A model gives the chance of a one for the next few bits, is shown these bits, and goes on; coder and decoder drive the
-same model. A chance is an integer ``k`` out of 65536. Range coding is Martin's ("Range encoding: an algorithm for
-removing redundancy from a digitised message", Video & Data Recording Conference, Southampton 1979), with words of 32
-bits, a range of 64 and probabilities of 24, as in the library constriction, which does the work.
+A model gives the chance of a one for the next few bits, is shown these bits, and goes on; a coder, which knows all
+bits, has all chances at once. A chance is an integer ``k`` out of 65536. Range coding is Martin's ("Range encoding: an
+algorithm for removing redundancy from a digitised message", Video & Data Recording Conference, Southampton 1979), with
+words of 32 bits, a range of 64 and probabilities of 24, as in the library constriction, which does the work.
 """
 
 from __future__ import annotations
@@ -28,21 +28,19 @@ MASK = (1 << 64) - 1
 N_NEAR = (1 << 33) - 1
 
 
-def encode_reference(bits: Booleans, model: Model) -> bytes:
+def encode_reference(bits: Booleans, chances: Chances) -> bytes:
     """Plain and slow :func:`encode`: one bit at a time."""
-    words, low, extent, start = list[int](), 0, MASK, 0
-    for chances in _driven(model, bits):
-        for k in map(int, chances):
-            step, split = extent >> 24, _split(k)
-            low, extent = (low + step * split, step * ((1 << 24) - split)) if bits[start] else (low, step * split)
-            start += 1
-            if low > MASK:
-                _carry(words)
-                low &= MASK
-            if extent < 1 << 32:
-                words.append(low >> 32)
-                low, extent = low << 32 & MASK, extent << 32
-    if start:
+    words, low, extent = list[int](), 0, MASK
+    for bit, k in zip(bits.tolist(), chances.tolist(), strict=True):
+        step, split = extent >> 24, _split(k)
+        low, extent = (low + step * split, step * ((1 << 24) - split)) if bit else (low, step * split)
+        if low > MASK:
+            _carry(words)
+            low &= MASK
+        if extent < 1 << 32:
+            words.append(low >> 32)
+            low, extent = low << 32 & MASK, extent << 32
+    if len(bits):
         end = low + (1 << 32) - 1
         if end > MASK:
             _carry(words)
@@ -64,13 +62,14 @@ def _carry(words: list[int]) -> None:
     words[last] += 1
 
 
-def _driven(model: Model, bits: Booleans) -> Generator[Chances, None, None]:
-    """Chances of all bits, the model being shown what it asks for."""
-    start, chances = 0, next(model, None)
-    while chances is not None:
-        yield chances
-        start += len(chances)
-        chances = _sent(model, bits[start - len(chances) : start])
+def driven(model: Model, bits: Booleans) -> Chances:
+    """All chances of a model, int64 [n], that is shown these bits [n]."""
+    parts, start, asked = list[Chances](), 0, next(model, None)
+    while asked is not None:
+        parts.append(asked)
+        start += len(asked)
+        asked = _sent(model, bits[start - len(asked) : start])
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def _sent(model: Model, bits: Booleans) -> Chances | None:
@@ -80,20 +79,19 @@ def _sent(model: Model, bits: Booleans) -> Chances | None:
         return None
 
 
-def encode(bits: Booleans, model: Model) -> bytes:
+def encode(bits: Booleans, chances: Chances) -> bytes:
     """Codes bits.
 
     Args:
         bits: bool [n].
-        model: Asks for n bits in all.
+        chances: Of a one for each, int64 [n] in 1 .. 65535.
 
     Returns:
         Whole words of four bytes.
     """
-    chances = [*_driven(model, bits)]
     coder = constriction.stream.queue.RangeEncoder()
     if len(bits):
-        coder.encode(bits.astype(np.int32), _family(), _probabilities(np.concatenate(chances)))
+        coder.encode(bits.astype(np.int32), _family(), _probabilities(chances))
     words: npt.NDArray[np.uint32] = coder.get_compressed()
     return words.astype("<u4").tobytes()
 

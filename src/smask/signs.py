@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from .counting import Counts, Integers, blocks
+from .counting import Counts, Integers, before, blocks, ends
 from .rangecoding import CERTAIN, Booleans, Model
 
 # Sums of neighbours count up to here; leanings of columns and rows have one step more.
@@ -64,32 +64,74 @@ def signs(above: Integers, new: Booleans) -> Model:
         above: [O, I, ...], what the planes above say of the weights; of those that are new it is 0.
         new: bool of the same shape; bits are asked for where it is true, in row-major order.
     """
-    n_k, counts = math.prod(above.shape[2:]), Counts([CERTAIN // 2] * N_CONTEXTS)
-    flat = (*above.shape[:2], n_k)
-    fresh, signs_above = new.reshape(flat), np.sign(above.reshape(flat)[:, :, :1])
-    columns, n_columns = signs_above.sum((0, 2)), np.abs(signs_above).sum((0, 2))
-    if n_k == 1:
-        second = _leanings(signs_above.sum((1, 2)), np.abs(signs_above).sum((1, 2)))[:, None, None]
-    else:
-        near = _neighbours(above).reshape(flat)
-        far = above.reshape(flat).sum(2, keepdims=True) - near
-        first, second = np.clip(near, -LARGEST, LARGEST), np.clip(far, -LARGEST, LARGEST)
+    counts = Counts([CERTAIN // 2] * N_CONTEXTS)
+    if math.prod(above.shape[2:]) != 1:
+        contexts, turned, _, stops = _in_windows(above, new)
+        for first, stop in zip((0, *stops), stops, strict=False):
+            chances, turn = counts.chances(contexts[first:stop]), turned[first:stop]
+            bits = yield np.where(turn, CERTAIN - chances, chances)
+            counts.see(contexts[first:stop], bits != turn)
+        return
+    fresh = new.reshape(above.shape[:2])
+    rows, columns, n_columns = _rows_and_columns(above)
     for begin, end in blocks(len(above)):
         block = fresh[begin:end]
-        if n_k == 1:
-            hints = np.broadcast_to(_leanings(columns, n_columns)[None, :, None], block.shape)[block]
-        else:
-            hints = first[begin:end][block]
-        others = np.broadcast_to(second[begin:end], block.shape)[block]
-        turned = (hints < 0) | ((hints == 0) & (others < 0))
-        contexts = 9 * np.abs(hints) + np.where(turned, -others, others) + 4
+        hints = np.broadcast_to(_leanings(columns, n_columns), block.shape)[block]
+        contexts, turned = _turned(hints, np.broadcast_to(rows[begin:end, None], block.shape)[block])
         chances = counts.chances(contexts)
         bits = yield np.where(turned, CERTAIN - chances, chances)
         counts.see(contexts, bits != turned)
-        if n_k == 1:
-            n_new, negative = block.sum((0, 2)), np.zeros(block.shape, np.int64)
-            negative[block] = bits
-            columns, n_columns = columns + n_new - 2 * negative.sum((0, 2)), n_columns + n_new
+        leans, n_new = _seen(block, bits)
+        columns, n_columns = columns + leans.sum(0), n_columns + n_new.sum(0)
+
+
+def signs_at_once(above: Integers, new: Booleans, bits: Booleans) -> Integers:
+    """All that :func:`signs` gives when it is shown these bits."""
+    counts = Counts([CERTAIN // 2] * N_CONTEXTS)
+    if math.prod(above.shape[2:]) != 1:
+        contexts, turned, sizes, _ = _in_windows(above, new)
+    else:
+        fresh = new.reshape(above.shape[:2])
+        rows, columns, n_columns = _rows_and_columns(above)
+        starts = [first for first, _ in blocks(len(above))]
+        if not starts:
+            return np.zeros(0, np.int64)
+        leans, n_new = (np.add.reduceat(seen, starts) for seen in _seen(fresh, bits))
+        of_blocks = _leanings(before(columns, leans), before(n_columns, n_new))
+        hints = np.repeat(of_blocks, np.diff([*starts, len(above)]), axis=0)[fresh]
+        contexts, turned = _turned(hints, np.broadcast_to(rows[:, None], fresh.shape)[fresh])
+        sizes, _ = ends(np.flatnonzero(fresh), fresh.shape)
+    chances = counts.at_once(contexts, bits != turned, sizes)
+    return np.where(turned, CERTAIN - chances, chances)
+
+
+def _in_windows(above: Integers, new: Booleans) -> tuple[Integers, Booleans, Integers, list[int]]:
+    """Contexts of all weights, which are turned, and sizes and ends of blocks: neighbours are known beforehand."""
+    where, near = np.flatnonzero(new), _neighbours(above)
+    far = above.sum(tuple(range(2, above.ndim)), keepdims=True) - near
+    hints = (np.minimum(LARGEST, np.maximum(-LARGEST, values.reshape(-1).take(where))) for values in (near, far))
+    return *_turned(*hints), *ends(where, new.shape)
+
+
+def _rows_and_columns(above: Integers) -> tuple[Integers, Integers, Integers]:
+    """Leanings of the rows of a matrix, sums of signs of its columns, and how many signs are known."""
+    signs = np.sign(above.reshape(above.shape[:2]))
+    known = np.abs(signs)
+    return _leanings(signs.sum(1), known.sum(1)), signs.sum(0), known.sum(0)
+
+
+def _turned(hints: Integers, others: Integers) -> tuple[Integers, Booleans]:
+    """Contexts, and whether the other sign is asked for."""
+    turned = (hints < 0) | ((hints == 0) & (others < 0))
+    return 9 * np.abs(hints) + np.where(turned, -others, others) + 4, turned
+
+
+def _seen(fresh: Booleans, bits: Booleans) -> tuple[Integers, Integers]:
+    """Signs of new weights, and where they are."""
+    leans = fresh.astype(np.int64)
+    n_new = leans.copy()
+    leans[fresh] -= 2 * bits
+    return leans, n_new
 
 
 def _leanings(totals: Integers, counts: Integers) -> Integers:

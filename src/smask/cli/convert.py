@@ -23,6 +23,7 @@ examples:
   smask convert photos.pt -o photos.smask --bits 3 --arch conv4.json --calibrate photos/ --eval photos/
   smask convert gpt.pt -o gpt.smask --bits 2 --arch gpt:4x128x4 --calibrate book.txt --tokens bytes
   smask convert checkpoint.pt -o model.smask --lossless --key model_ema
+  smask convert large.safetensors -o smallest.smask --bits 3 --range-coding
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --lossless
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --max-error 0.005
   smask convert folder/of/a/hugging-face-model -o model.smask --lossless --json
@@ -67,6 +68,10 @@ def add(commands: Any) -> None:
     option("--std", metavar="S,S,S", help="with --arch: what it is then divided by")
     option("--eval", metavar="DATA", help="with --arch: accuracy before and after, on the test part of DATA")
     data_options.add(parser)
+    option(
+        "--range-coding", action=argparse.BooleanOptionalAction,
+        help="planes 3 to 6 %% smaller that decode more slowly (default: where that takes a second at the most)",
+    )  # fmt: skip
     option("--key", metavar="K", help="where a nested checkpoint has its tensors (default: found if there is no doubt)")
     option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")
     option("--force", action="store_true", help="overwrite an existing file")
@@ -91,7 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         report = convert_checkpoint(
             arguments.source, arguments.output, lossless=arguments.lossless or None, bits=arguments.bits,
             target_size=arguments.target_size, max_error=arguments.max_error, arch=arch, key=arguments.key, meta=meta,
-            base=arguments.base, calibrate=calibrate, refine=arguments.refine, overwrite=arguments.force,
+            base=arguments.base, calibrate=calibrate, refine=arguments.refine,
+            range_coding=arguments.range_coding, overwrite=arguments.force,
             progress=progress, trained=trained,
         )  # fmt: skip
     for line in _notes(report):

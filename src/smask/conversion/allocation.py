@@ -33,11 +33,12 @@ class Search:
 
     def __init__(
         self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
-        progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str], overlay: Overlay | None,
+        progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str],
+        overlay: Overlay | None = None, *, ranged: bool | None = None,
     ) -> None:  # fmt: skip
         self._goal, self._spool, self._progress, self._arch, self._meta = goal, spool, progress, arch, meta
         self._base_digest = overlay.base.digest if overlay else None
-        self._model = LossyModel(checkpoint, rivals.take, overlay, raises=not goal.error)
+        self._model = LossyModel(checkpoint, rivals.take, overlay, raises=not goal.error, ranged=ranged)
         # From here on "cost" is what the goal limits: a size, or the logarithm of an error.
         limit = math.log(goal.error) if goal.error else float(goal.n_bytes or 0)
         self._most = limit
@@ -97,7 +98,9 @@ class Search:
             if finer and coarser < math.inf and not finer < step < coarser:
                 step = grid(math.sqrt(finer * coarser))
             elif costs and not finer < step < coarser:
-                step = grid(finer * 2 if finer else coarser / 2)
+                # A move that is too small for the grid goes a little further, and if that is not enough, far.
+                reach = CLOSE if len(costs) > 1 and attempt % 5 < 4 else 2.0
+                step = grid(finer * reach if finer else coarser / reach)
             step = min(largest, max(smallest, step))
             if step in costs:
                 break

@@ -60,12 +60,12 @@ class CalibratedSearch:
     def __init__(
         self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
         progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str], *,
-        calibration: Calibration,
+        calibration: Calibration, ranged: bool | None = None,
     ) -> None:  # fmt: skip
         if goal.n_bytes is None:
             raise ArgumentError("max_error", goal.error, "target_size or bits beside calibrate, which moves weights")
         self._limit, self._spool, self._progress, self._arch, self._meta = goal.n_bytes, spool, progress, arch, meta
-        self._lossy = LossyModel(checkpoint, rivals.take)
+        self._lossy = LossyModel(checkpoint, rivals.take, ranged=ranged)
         self._calibration = calibration
         self._inputs = Inputs(calibration.inputs, seed=SEED)
         self._check_fit()

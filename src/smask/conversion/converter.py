@@ -43,6 +43,7 @@ def convert_checkpoint(
     refine: int = 0,
     model: nn.Module | None = None,
     arch: Mapping[str, Any] | None = None,
+    range_coding: bool | None = None,
     key: str | None = None,
     meta: Mapping[str, str] | None = None,
     overwrite: bool = False,
@@ -72,6 +73,9 @@ def convert_checkpoint(
         refine: Passes over these inputs in which weights are trained under their rounding.
         model: The network, where neither ``source`` is one nor ``arch`` says what it is; needed for ``calibrate``.
         arch: Architecture for :func:`smask.load`; counters of batch norms that an old checkpoint lacks are added as 0.
+        range_coding: True for the smallest planes, which decode at 2 to 20 million weights a second; False for planes
+            that decode at over a hundred million where the model is large; by default as models up to four million
+            weights need it, which take about a second at the most.
         key: Name under which a nested checkpoint holds the wanted tensors.
         meta: Free text to keep, beside what the checkpoint carries.
         overwrite: Whether an existing file may be replaced.
@@ -137,18 +141,20 @@ def convert_checkpoint(
             return file
 
         if goal is None:
-            draft, lossy = _exact(checkpoint, spool(), rivals, report_progress, overlay), None
+            draft, lossy = _exact(checkpoint, spool(), rivals, report_progress, overlay, range_coding), None
         else:
             if calibrate is None:
                 search: Search | CalibratedSearch = Search(
-                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts, overlay
-                )
+                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts, overlay,
+                    ranged=range_coding,
+                )  # fmt: skip
             else:
                 network = network_of(checkpoint, model or source, None if arch is None else wrapped).float()
                 calibration = Calibration(network, calibrate, refine, trained)
                 search = CalibratedSearch(
-                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts, calibration=calibration
-                )
+                    checkpoint, goal, rivals, spool, report_progress, wrapped, texts, calibration=calibration,
+                    ranged=range_coding,
+                )  # fmt: skip
             lossy = search.run()
             draft = lossy.draft
         with beside.open("xb") as file:
@@ -169,9 +175,10 @@ def convert_checkpoint(
 
 
 def _exact(
-    checkpoint: Checkpoint, spool: BinaryIO, rivals: Rivals, progress: Callable[[Entry], None], overlay: Overlay | None
-) -> Draft:
-    draft = Draft(spool, n_weights=sum(math.prod(entry.shape) for entry in checkpoint.entries))
+    checkpoint: Checkpoint, spool: BinaryIO, rivals: Rivals, progress: Callable[[Entry], None],
+    overlay: Overlay | None, ranged: bool | None,
+) -> Draft:  # fmt: skip
+    draft = Draft(spool, n_weights=sum(math.prod(entry.shape) for entry in checkpoint.entries), ranged=ranged)
     for entry in checkpoint.entries:
         tensor = checkpoint.read(entry.name).cpu()
         rivals.take(entry, tensor)

@@ -69,6 +69,7 @@ class LossyModel:
         checkpoint: What to round.
         take: Sees every tensor once.
         overlay: The base that the file is over, if there is one.
+        ranged: Whether planes have the coding ``range``, see :class:`smask.draft.Draft`.
         raises: Whether layers get back the length that rounding takes: better outputs at a larger squared error.
 
     Attributes:
@@ -81,9 +82,9 @@ class LossyModel:
 
     def __init__(
         self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None], overlay: Overlay | None = None, *,
-        raises: bool = True,
+        raises: bool = True, ranged: bool | None = None,
     ) -> None:  # fmt: skip
-        self._checkpoint, self._raises = checkpoint, raises
+        self._checkpoint, self._raises, self._ranged = checkpoint, raises, ranged
         self._overlay = overlay
         # Energies of tensors that the base gives, to the bit or as a mask.
         self._kept: dict[str, float] = {}
@@ -180,7 +181,7 @@ class LossyModel:
             given: Tensors that are rounded already, and others with new values; batch norms are then left alone.
         """
         plan = plan if isinstance(plan, Plan) else Plan(((self.n_elements, plan),))
-        draft = Draft(spool, n_weights=self.n_elements, thorough=False)
+        draft = Draft(spool, n_weights=self.n_elements, ranged=self._ranged, thorough=False)
         done = Pass(draft, plan.parts[0][1], energy=sum(self._kept.values()))
         dense: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
