@@ -81,6 +81,11 @@ def test_planes_and_regenerated_signs(kernel: str, planes: int, channels: bool) 
         check(packed, dense, torch.randn(5, 64, generator=torch.Generator().manual_seed(1)), None, kernel)
 
 
+def test_fused_levels_of_several_planes() -> None:
+    packed, dense = matrix((40, 64), planes=4)
+    check(packed, dense, torch.randn(2, 64, generator=torch.Generator().manual_seed(1)), None, "fused")
+
+
 @pytest.mark.parametrize("kernel", ["reference", "eager", "tiled", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_offsets(kernel: str, dtype: torch.dtype) -> None:
@@ -158,14 +163,22 @@ def test_input_gradient(dtype: torch.dtype, regenerate: bool) -> None:
 def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, offset = matrix((40, 64))[0], matrix((40, 64), planes=3, flips=True, offset=True)[0]
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
-    assert kernels.choose(torch.ones(2, 64), plain) == "integer"
-    assert kernels.choose(torch.ones(1, 64), plain) == ("fused" if compiler.available() else "integer")
-    assert kernels.choose(torch.ones(1, 64), matrix((40, 64), planes=2)[0]) == "integer"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    fused = "fused" if compiler.available() else "integer"
+    assert kernels.choose(torch.ones(5, 64), plain) == "integer"
+    assert kernels.choose(torch.ones(4, 64), plain) == fused
+    assert kernels.choose(torch.ones(2, 64), matrix((40, 64), planes=2)[0]) == fused
+    assert kernels.choose(torch.ones(3, 64), matrix((40, 64), planes=2)[0]) == "integer"
+    assert kernels.choose(torch.ones(128, 64), plain) == "integer"
+    assert kernels.choose(torch.ones(128, 64, dtype=torch.bfloat16), plain) == "tiled"
+    assert kernels.choose(torch.ones(127, 64, dtype=torch.bfloat16), plain) == "integer"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert kernels.choose(torch.ones(128, 64, dtype=torch.bfloat16), plain) == "integer"
     assert kernels.choose(torch.ones(1, 64), matrix((40, 64), regenerate=True)[0]) == "integer"
     assert kernels.choose(torch.ones(1, 64), offset) == "tiled"
     assert kernels.choose(torch.ones(1, 64, dtype=torch.float64), plain) == "reference"
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert kernels.choose(torch.ones(3, 64), plain) == "tiled"
+    assert kernels.choose(torch.ones(5, 64), plain) == "tiled"
     assert kernels.choose(torch.ones(1, 64), plain) == ("fused" if compiler.available() else "tiled")
     monkeypatch.setattr(compiler, "available", lambda device="cpu": False)
     assert kernels.choose(torch.ones(1, 64), plain) == "tiled"

@@ -7,9 +7,10 @@ reference  every bit becomes a number, then ``F.linear``         float64; never 
 eager      a tile of rows becomes levels in a buffer that is     only when forced: what ``tiled`` is without a compiler
            used again, then ``F.linear``; plain operations
 tiled      the same, tiles filled by compiled functions          CPUs without 8-bit dot products and GPUs at many rows
-                                                                 of x; what the integer kernel refuses
-fused      bits to levels, multiply and sum in one compiled      one row of x and two bits a weight; without VNNI few
-           loop; nothing is written but the result               rows (CPU 2, GPU 8) and any bits
+                                                                 of x; 128 rows of bfloat16 and more where the
+                                                                 processor multiplies these; what ``integer`` refuses
+fused      bits to levels, multiply and sum in one compiled      four rows of x or fewer (GPU 8) at two bits a weight,
+           loop; nothing is written but the result               two at three bits, one at four or five
 integer    a tile becomes 8-bit levels, x fixed-point digits;    CPUs with VNNI, all else
            ``torch._int_mm``, exact sums
 int8       as ``integer`` with a single digit                    only when forced: 8-bit activations
@@ -17,11 +18,12 @@ int8       as ``integer`` with a single digit                    only when force
 
 Why so: an 8-bit dot-product instruction multiplies four times as many numbers as one of float32, weights of a few bits
 are 8-bit integers without any loss, and an integer sum is exact, whatever the order, the tile or the number of threads.
-So two or three digits of x (:mod:`smask.fixedpoint`) at four times the speed beat float32 and bfloat16 at their
-precision. A single digit of a single row is a product of a matrix and a vector; up to :data:`N_VECTORS` of those, one
-after the other, take less time than one product of matrices. A whole supermask times one row is fastest fused, since it
-writes no tile. Where there is no compiler,
-``integer`` and ``tiled`` fill their tiles by plain operations, and ``fused`` is refused.
+So two or three digits of x (:mod:`smask.fixedpoint`) at four times the speed beat float32 at its precision. A single
+digit of a single row is a product of a matrix and a vector; up to :data:`N_VECTORS` of those, one after the other, take
+less time than one product of matrices. Dot products of bfloat16 are as fast as two digits, and at many rows need less
+around them; their sums are rounded before scales and bias, and once more after. Few rows are fastest fused: a shift, a
+mask and a multiplication make and use sixteen weights, and no tile is written. Where there is no compiler, ``integer``
+and ``tiled`` fill their tiles by plain operations, and ``fused`` is refused.
 """
 
 from __future__ import annotations
@@ -40,13 +42,16 @@ from .errors import ArgumentError, UnsupportedError
 from .fixedpoint import N_DIGITS, FixedPoint, fixed_point
 from .packing import PackedMatrix, dense_rows
 from .sums import finish
-from .tiles import bit_order, level_tiles, natural_order, tiles
+from .tiles import bit_order, buffer, level_tiles, natural_order, tiles
 
 # Products with single vectors that are faster than one matrix product, measured on 2 AVX-512 cores.
 N_VECTORS = 6
 # Sums that are finished together; more are finished tile by tile, while they are in a cache.
 N_SUMS = 1 << 20
-N_FUSED_ROWS = {"cpu": 2, "cuda": 8}
+# Rows of x and magnitude planes, one times the other, that are fastest fused.
+N_FUSED = {"cpu": 4, "cuda": 8}
+# Rows of bfloat16 from which products of halves beat those of two 8-bit digits, where the processor has the former.
+N_HALVES = 128
 # Digits in memory at a time; more rows take turns, each with all tiles.
 N_DIGIT_BYTES = 1 << 22
 # Smaller matrices are not worth seconds of compiling: plain operations take tens of microseconds longer.
@@ -55,7 +60,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kernel: str = "auto") -> Tensor:
-    """``x @ W.T + bias`` with packed weights, computed in float32 (float64 for a float64 x) and rounded once.
+    """``x @ W.T + bias`` with packed weights, computed in float32 (float64 for a float64 x) and rounded once; in
+    bfloat16 and rounded twice where ``tiled`` multiplies that.
 
     Args:
         x: float32, bfloat16, float16 or float64 [..., K] on the device of the weights; any strides.
@@ -99,11 +105,11 @@ def choose(x: Tensor, packed: PackedMatrix) -> str:
     if x.dtype == torch.float64:
         return "reference"
     vnni = torch.cpu._is_vnni_supported() and not KERNELS["integer"].refuses(x, packed)
-    # Two bits a weight are quickly made; with more, or with more rows, 8-bit products are faster.
-    most = int(len(packed.planes) == 2) if vnni else N_FUSED_ROWS.get(x.device.type, 0)
-    if len(x) <= most and compiles(packed) and not KERNELS["fused"].refuses(x, packed):
+    most = N_FUSED.get(x.device.type, 0)
+    if len(x) * packed.n_magnitude_bits <= most and compiles(packed) and not KERNELS["fused"].refuses(x, packed):
         return "fused"
-    return "integer" if vnni else "tiled"
+    halves = x.dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() and len(x) >= N_HALVES
+    return "integer" if vnni and not halves else "tiled"
 
 
 def compiles(packed: PackedMatrix) -> bool:
@@ -129,35 +135,54 @@ def tiled(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, compile: bool
     columns = bit_order(x.to(dtype), 8 * packed.planes.shape[2])
     y = x.new_empty(len(x), packed.n_rows)
     for start, end, levels in level_tiles(packed, dtype, compile=compile and compiles(packed)):
-        y[:, start:end] = finished(F.linear(columns, levels), packed, bias, slice(start, end))
+        room = buffer(len(x) * (end - start), dtype, x.device, use="products").view(len(x), -1)
+        product = torch.mm(columns, levels.t(), out=room)
+        y[:, start:end] = finished(product, packed, bias, slice(start, end))
     return y
 
 
 def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
     """One compiled loop over the words of a row, 32 columns each."""
     n_words = packed.planes.shape[2] // 4
-    columns = bit_order(x.to(torch.float32), 32 * n_words).view(len(x), 8, n_words, 4).transpose(2, 3).contiguous()
-    arguments = columns.view(len(x), 32, n_words), packed.planes.view(torch.int32)
-    product = compiler.compiled(_fused, *arguments)(*arguments)
-    return finished(product, packed, bias, slice(0, packed.n_rows)).to(x.dtype)
+    columns = x if x.shape[1] == 32 * n_words else F.pad(x, (0, 32 * n_words - x.shape[1]))
+    # By bits of a byte, bytes of a word and words.
+    columns = columns.to(torch.float32).view(len(x), n_words, 4, 8).permute(0, 3, 2, 1).contiguous()
+    columns, planes = columns.view(len(x), 32, n_words), packed.planes.view(torch.int32)
+    # On a CPU one row of x stays in the first-level cache, and its sums in registers: rows take turns.
+    turns = (columns,) if len(x) == 1 or x.device.type != "cpu" else torch.split(columns, 1)
+    work = compiler.compiled(_fused, turns[0], planes, packed.scale)
+    products = [work(turn, planes, packed.scale) for turn in turns]
+    product = products[0] if len(products) == 1 else torch.cat(products)
+    return (product if bias is None else product.add_(bias)).to(x.dtype)
 
 
-def _fused(columns: Tensor, planes: Tensor) -> Tensor:
-    """float32 [B, R] from columns [B, 32, W], slab 4 k + b holding bit 8 b + k of the words, and int32 [N, R, W]."""
-    totals: list[Tensor | None] = [None, None]  # two sums, so that an addition need not wait for the one before
-    for slab in range(32):
-        position = 8 * (slab & 3) + (slab >> 2)
-        sign = planes[0] << 31 - position >> 31
-        if len(planes) == 2:
-            level = sign | (planes[1] >> position & 1)
-        else:
-            level = sign
-            for plane in planes[1:]:
-                level = (level << 1) | (plane >> position & 1)
-        term = level.to(torch.float32)[None] * columns[:, slab, None, :]
-        total = totals[slab & 1]
-        totals[slab & 1] = term if total is None else total + term
-    return (totals[0] + totals[1]).sum(-1)  # type: ignore[operator]
+# Every second bit of a word, the others, and the two bits of a float32 that make it -2, -0, 0 or 2 if the rest is 0.
+ODD, EVEN, SIGNED_TWO = -0x55555556, 0x55555555, -0x40000000
+
+
+def _fused(columns: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
+    """float32 [B, R] from columns [B, 32, W], slab 4 k + b holding bit 8 b + k of the words, int32 [N, R, W], scales.
+
+    A float32 whose sign is set, and of its other bits only the highest, is -2; so a sign and a bit of a magnitude side
+    by side are a weight, twice over, and nothing has to be converted.
+    """
+    sign, total, lower = planes[0], None, None
+    magnitudes = []
+    for plane in reversed(planes[1:].unbind()):  # a negative number is turned by flipping all above its lowest one
+        magnitudes.append(plane if lower is None else plane ^ (sign & lower))
+        lower = plane if lower is None else lower | plane
+    for plane in reversed(magnitudes):
+        pairs = (sign & ODD) | (plane >> 1 & EVEN), (sign << 1 & ODD) | (plane & EVEN)
+        sums: list[Tensor | None] = [None, None]  # so that an addition need not wait for the one before
+        for index in range(32):
+            bit = 31 - index
+            level = (pairs[index & 1] << (index & 30) & SIGNED_TWO).view(torch.float32)
+            term = level[None] * columns[:, 4 * (bit & 7) + (bit >> 3), None, :]
+            last = sums[index & 1]
+            sums[index & 1] = term if last is None else last + term
+        of_plane = sums[0] + sums[1]  # type: ignore[operator]
+        total = of_plane if total is None else 2 * total + of_plane
+    return total.sum(-1) * (0.5 * scale)  # type: ignore[union-attr]
 
 
 def integer(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, n_digits: int | None = None) -> Tensor:
@@ -181,7 +206,8 @@ def _multiply(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | None, y: T
     if packed.n_rows * n > N_SUMS:
         columns = digits.t()
         for start, end, levels in tiles(packed, compile=compile):
-            parts = torch._int_mm(levels, columns).view(end - start, len(fixed.digits), -1).unbind(1)
+            out = buffer((end - start) * n, torch.int32, y.device, use="products").view(end - start, n)
+            parts = torch._int_mm(levels, columns, out=out).view(end - start, len(fixed.digits), -1).unbind(1)
             finish(y[:, start:end], fixed.unit, parts, packed, bias, slice(start, end), compile=compile)
         return
     factors = [row.t() for row in torch.split(digits, 1)] if n <= N_VECTORS else [digits.t()]

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -50,6 +51,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each work in every round; the works take turns, so that a drift of the machine meets them all.
 
+    Every round has another order, the same in every run: what a work leaves in the caches meets each of the others.
+
     Args:
         works: What to time, by name.
         rounds: Rounds counted, after one that is not.
@@ -63,8 +66,11 @@ def interleaved(
         work()
         times[name] = max(1, min(repeats, int(budget_s / (time.perf_counter() - start))))
     seconds: dict[str, list[float]] = {name: [] for name in works}
+    order, shuffled = list(works), random.Random(0)
     for _ in range(rounds):
-        for name, work in works.items():
+        shuffled.shuffle(order)
+        for name in order:
+            work = works[name]
             start = time.perf_counter()
             for _ in range(times[name]):
                 work()

@@ -21,8 +21,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import compiler, philox
 from .packing import PackedMatrix, SignSource, packed_bits, row_bytes, sign_bits
 
-# Measured on 2 AVX-512 cores: smaller tiles pay for calls, larger ones leave the second-level caches.
-N_TILE_BYTES = 1 << 21
+# Measured on 2 AVX-512 cores: smaller tiles pay for calls, larger ones leave the caches, and count as memory.
+N_TILE_BYTES = 1 << 22
 ONES = 0x01010101
 
 
@@ -62,7 +62,7 @@ def level_tiles(
 ) -> Iterator[Tile]:
     """As :func:`tiles`, but levels in a floating dtype, offsets included."""
     for start, end, levels in tiles(packed, compile=compile, n_tile_bytes=n_tile_bytes // dtype.itemsize):
-        values = _buffer(levels.numel(), dtype, levels.device)[: levels.numel()].view(levels.shape)
+        values = buffer(levels.numel(), dtype, levels.device, use="levels").view(levels.shape)
         (compiler.compiled(_convert, values, levels) if compile else _convert)(values, levels)
         if packed.offset is not None:
             offset = packed.offset if len(packed.offset) == 1 else packed.offset[start:end]
@@ -100,11 +100,11 @@ def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[_Step
     n_columns = 8 * packed.planes.shape[2]
     n_rows = max(1, min(packed.n_rows, n_tile_bytes // max(1, n_columns)))
     n_rows -= n_rows % 16 if n_rows >= 16 else 0
-    buffer = _buffer(max(n_rows * n_columns, n_tile_bytes), torch.int8, planes.device)
+    room = buffer(max(n_rows * n_columns, n_tile_bytes), torch.int8, planes.device, use="levels")
     steps = []
     for start in range(0, packed.n_rows, n_rows):
         end = min(start + n_rows, packed.n_rows)
-        levels = buffer[: (end - start) * n_columns].view(end - start, n_columns)
+        levels = room[: (end - start) * n_columns].view(end - start, n_columns)
         fill = _fill(levels, planes[:, start:end], _signs(packed, start, end, compile), compile)
         steps.append(_Step(Tile(start, end, levels), fill))
     return steps
@@ -185,16 +185,17 @@ class _Local(threading.local):
     """What a thread keeps: a buffer for each dtype and device, since fresh memory costs more than filling it; plans."""
 
     def __init__(self) -> None:
-        self.buffers: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self.buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self.plans: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 _LOCAL = _Local()
 
 
-def _buffer(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    key = (dtype, device)
+def buffer(n: int, dtype: torch.dtype, device: torch.device, *, use: str) -> Tensor:
+    """Room for n numbers, [n], the same at every call of a thread for the same use."""
+    key = (use, dtype, device)
     if key not in _LOCAL.buffers or len(_LOCAL.buffers[key]) < n:
         with torch.inference_mode(False):
             _LOCAL.buffers[key] = torch.empty(n, dtype=dtype, device=device)
-    return _LOCAL.buffers[key]
+    return _LOCAL.buffers[key][:n]
