@@ -14,6 +14,8 @@ from rich.progress import Progress as Bar
 from .screen import n, safe, say
 
 if TYPE_CHECKING:
+    from ..runs.board import Board
+    from ..runs.log import Log
     from ..search.progress import Progress
 
 # Seconds between two lines where stderr is no terminal.
@@ -155,9 +157,12 @@ def conversion_bar(
         yield None, line
 
 
-def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+def listener(
+    bar: Callable[[Progress], None] | None, log: Log | None, board: Board | None
+) -> Callable[[Progress], None] | None:
     """One listener that tells all that are there."""
-    there = [listener for listener in listeners if listener is not None]
+    there = [one.progress for one in (log, board) if one is not None]
+    there = [bar, *there] if bar is not None else there
 
     def tell(at: Progress) -> None:
         for listener in there:

@@ -22,6 +22,7 @@ examples:
   smask encode --data fashion/ --base mnist.smask --leave-out 2           the first layer stays as it is
   torchrun --nproc-per-node 4 -m smask encode --data cifar10.npz --arch conv6    one search on four devices
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
+  smask encode --data mnist/ --tensorboard curves/                        then: tensorboard --logdir curves/
   smask encode --data photos/ --image-size 32 --arch conv4 --flip
   smask encode --data iris.csv --label species --arch mlp:4-32-3
   smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.3
@@ -129,6 +130,7 @@ def add(commands: Any) -> None:
         "--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds between two (default %(default).0f)"
     )
     run_options("--log", metavar="FILE", help="append progress to FILE, one JSON object a line")
+    run_options("--tensorboard", metavar="DIR", help="curves of the search in DIR (pip install 'smask[tensorboard]')")
     run_options("--validation", type=float, metavar="X", help="part of the training data that only judges the search")
     run_options(
         "--patience", type=int, metavar="N",
@@ -237,6 +239,7 @@ def stem_of(data: str) -> str:
 def _check(arguments: argparse.Namespace) -> None:
     """What needs no data is refused before any is read."""
     from ..errors import ArgumentError, UnsupportedError
+    from ..runs import board
     from ..search.densities import RULES, check_density
     from ..search.methods import METHODS
 
@@ -259,6 +262,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
     pretrained.check(arguments)
     decoupled_options.check(arguments)
+    if arguments.tensorboard:
+        board.check_installed(arguments.tensorboard)
     if arguments.resume and not arguments.checkpoint:
         raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
     if not arguments.checkpoint_every >= 0:

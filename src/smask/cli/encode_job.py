@@ -18,6 +18,7 @@ from .. import architectures, codec, named_nets
 from ..errors import ArgumentError
 from ..readers.reading import PREFIX
 from ..recipe import recipe_of
+from ..runs.board import Board
 from ..runs.folder import Checkpoints
 from ..runs.goal import Trial, smallest
 from ..runs.log import Log
@@ -52,13 +53,13 @@ class Job:
         name: Of the architecture.
         epochs: Of each search.
         n_blocks: Of the net, None where its blocks are not decoupled.
-        log: The log, if one is wanted.
+        log, board: The log and the curves, if they are wanted.
         seconds_encode: What coding the files took so far.
     """
 
     def __init__(self, arguments: argparse.Namespace, meta: Mapping[str, str], joined: Processes) -> None:
         if joined.rank:  # one process writes and speaks
-            quiet = {"quiet": True, "log": None, "checkpoint": None}
+            quiet = {"quiet": True, "log": None, "checkpoint": None, "tensorboard": None}
             arguments = argparse.Namespace(**{**vars(arguments), **quiet})
         self.arguments, self.meta, self._joined = arguments, dict(meta), joined
         self._goal = None if arguments.accuracy is None else fraction_of(arguments.accuracy)
@@ -97,6 +98,7 @@ class Job:
         self._loss = self.whole.loss(arguments.label_smoothing)
         self.seconds_encode = 0.0
         self.log = Log(arguments.log, problem=self._problem) if arguments.log else None
+        self.board = Board(arguments.tensorboard, problem=self._problem) if arguments.tensorboard else None
         if arguments.checkpoint and self._goal is None:
             self._checkpoints(arguments.checkpoint)  # refused before anything is said
 
@@ -125,8 +127,10 @@ class Job:
         return best.data, self._taught | {"goal": self._goal, "validation": best.accuracy, "trials": trials}
 
     def _one_of_several(self, density: float) -> Trial:
-        folder = self.arguments.checkpoint
-        trial = self._search(density, folder and str(Path(folder) / f"density-{density:.6f}"))
+        folder, name = self.arguments.checkpoint, f"density-{density:.6f}"
+        if self.board:
+            self.board.begin(name)
+        trial = self._search(density, folder and str(Path(folder) / name))
         self._say(f"density {density:.4f}: {len(trial.data):,} bytes, validation accuracy {trial.accuracy:.2%}")
         return trial
 
@@ -145,7 +149,7 @@ class Job:
                 learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
                 float_bits=arguments.float_bits,
                 float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
-                device=self.device, meta=self.meta, progress=bars.both(bar, self.log.progress if self.log else None),
+                device=self.device, meta=self.meta, progress=bars.listener(bar, self.log, self.board),
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
                 teacher=self._teacher, teacher_weight=arguments.teacher_weight or TEACHER_WEIGHT,
                 accumulate=arguments.accumulate, precision=arguments.precision, group=self._joined.group,
