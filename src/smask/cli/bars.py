@@ -161,12 +161,13 @@ def listener(
     bar: Callable[[Progress], None] | None, log: Log | None, board: Board | None
 ) -> Callable[[Progress], None] | None:
     """One listener that tells all that are there."""
-    there = [one.progress for one in (log, board) if one is not None]
-    there = [bar, *there] if bar is not None else there
+    there = [] if bar is None else [bar]
+    there += [] if log is None else [log.progress]
+    there += [] if board is None else [board.progress]
 
     def tell(at: Progress) -> None:
-        for listener in there:
-            listener(at)
+        for one in there:
+            one(at)
 
     return tell if there else None
 

@@ -20,7 +20,7 @@ from ..readers.reading import PREFIX
 from ..recipe import recipe_of
 from ..runs.board import Board
 from ..runs.folder import Checkpoints
-from ..runs.goal import Trial, smallest
+from ..runs.goal import Goal, Trial, smallest
 from ..runs.log import Log
 from ..runs.rounds import Rounds
 from ..runs.size import TargetSize
@@ -39,7 +39,7 @@ DENSITY_OF_TRAINED = 0.5
 # Steps of a search when the number of epochs is left to us.
 N_STEPS = 18_000
 
-# Part of the training data that judges searches for an accuracy.
+# Part of the training data that judges searches for an accuracy, or for bits per byte.
 VALIDATION = 0.1
 
 
@@ -62,7 +62,7 @@ class Job:
             quiet = {"quiet": True, "log": None, "checkpoint": None, "tensorboard": None}
             arguments = argparse.Namespace(**{**vars(arguments), **quiet})
         self.arguments, self.meta, self._joined = arguments, dict(meta), joined
-        self._goal = None if arguments.accuracy is None else fraction_of(arguments.accuracy)
+        self._goal = goal_of(arguments)
         self._target = None
         if arguments.target_size is not None:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
@@ -121,17 +121,19 @@ class Job:
         density = arguments.density or (DENSITY_OF_TRAINED if self.base else _defaults(arguments)[1])
         if self._goal is None:
             trial = self._search(density, arguments.checkpoint)
-            return trial.data, self._taught | ({} if self._judge is None else {"validation": trial.accuracy})
+            return trial.data, self._taught | ({} if self._judge is None else {"validation": abs(trial.judged)})
         best, tried = smallest(self._one_of_several, self._goal, density=density, keep_best=arguments.keep_best)
-        trials = [{"density": t.density, "n_bytes": len(t.data), "validation": t.accuracy} for t in tried]
-        return best.data, self._taught | {"goal": self._goal, "validation": best.accuracy, "trials": trials}
+        own = self._goal.own
+        trials = [{"density": t.density, "n_bytes": len(t.data), "validation": own(t.judged)} for t in tried]
+        said = {"goal": self._goal.value, "validation": own(best.judged), "trials": trials}
+        return best.data, self._taught | said
 
     def _one_of_several(self, density: float) -> Trial:
         folder, name = self.arguments.checkpoint, f"density-{density:.6f}"
         if self.board:
             self.board.begin(name)
         trial = self._search(density, folder and str(Path(folder) / name))
-        self._say(f"density {density:.4f}: {len(trial.data):,} bytes, validation accuracy {trial.accuracy:.2%}")
+        self._say(f"density {density:.4f}: {len(trial.data):,} bytes, validation {bars.judged(trial.judged)}")
         return trial
 
     def _search(self, density: float, folder: str | None) -> Trial:
@@ -181,6 +183,13 @@ class Job:
 
     def _say(self, text: str) -> None:
         screen.say(text, quiet=self.arguments.quiet)
+
+
+def goal_of(arguments: argparse.Namespace) -> Goal | None:
+    """What the file has to reach, None where its density or size is said."""
+    if arguments.accuracy is not None:
+        return Goal("accuracy", fraction_of(arguments.accuracy))
+    return None if arguments.bits_per_byte is None else Goal("bits_per_byte", arguments.bits_per_byte)
 
 
 def fraction_of(text: str) -> float:

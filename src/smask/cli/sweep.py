@@ -31,8 +31,8 @@ KEYS = ("accuracy", "loss", "n_test", "n_bytes", "n_kept", "n_weights", "epochs"
 # What tells points apart.
 NAMES: tuple[str, ...] = ("method", "target-size", "density", "seed")
 # Options that a sweep gives itself.
-OWN = ("--output", "-o", "--seed", "--method", "--target-size", "--density", "--accuracy", "--checkpoint", "--resume",
-       "--tensorboard", "--json", "--force", "--quiet", "-q", "--help", "-h")  # fmt: skip
+OWN = ("--output", "-o", "--seed", "--method", "--target-size", "--density", "--accuracy", "--bits-per-byte",
+       "--checkpoint", "--resume", "--tensorboard", "--json", "--force", "--quiet", "-q", "--help", "-h")  # fmt: skip
 
 
 def add(commands: Any) -> None:
