@@ -4,11 +4,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import smask
+from smask import Checkpoints
 from smask.cli.main import main
 from smask.errors import ArgumentError
 from smask.runs.board import Board
+from smask.search.data import Batches, Dataset
 from smask.search.progress import Progress
+from test_runs import StoppedError, Stopping
 
 SMALL = ["--arch", "mlp:64-16-10", "--epochs", "10", "--device", "cpu", "-q"]
 
@@ -51,6 +57,36 @@ def test_steps_done_again_are_shown_once(tmp_path: Path) -> None:
     anew.progress(at(20, 7.0))
     assert curves(tmp_path)["loss"] == [(20, 7.0)]
     assert len(list(tmp_path.iterdir())) == 3  # nothing is deleted
+
+
+def test_a_stopped_search_goes_on_in_the_same_folder(digits_data: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+
+    def search(folder: Path, keeper: Checkpoints | None, last_step: int = 1000) -> None:
+        board = Board(folder)
+
+        def progress(at: Progress) -> None:
+            board.progress(at)
+            if at.step >= last_step:
+                raise StoppedError
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        batches = Batches(digits_data, batch_size=200, seed=3)
+        smask.find_masks(model, batches, density=0.3, epochs=12, checkpoints=keeper, progress=progress)
+
+    search(tmp_path / "whole", None)
+    whole = curves(tmp_path / "whole")
+    _, (second, _), (third, _) = whole["loss"][:3]
+    with pytest.raises(StoppedError):
+        search(tmp_path / "curves", Stopping(tmp_path / "kept", second - 2))
+    with pytest.raises(StoppedError):
+        search(tmp_path / "curves", None, last_step=third)  # beyond the checkpoint
+    search(tmp_path / "curves", Checkpoints(tmp_path / "kept", resume=True))
+    again = curves(tmp_path / "curves")
+    assert again["bytes"] == whole["bytes"]
+    assert again["density"] == whole["density"]
+    assert len(list((tmp_path / "curves").iterdir())) == 3
 
 
 def test_what_cannot_be_written_is_told_once(tmp_path: Path) -> None:
