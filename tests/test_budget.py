@@ -1,6 +1,7 @@
 """Sizes and accuracies as targets of a search."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from smask import TargetSize, architectures, named_nets
 from smask.cli.main import main
 from smask.errors import ArgumentError, UnreachableError
 from smask.recipe import recipe_of
-from smask.runs.goal import Trial, smallest
+from smask.runs.goal import Goal, Trial, smallest
 from smask.search.data import Batches, Dataset
 from smask.search.snapshots import Snapshot
 
@@ -87,7 +88,7 @@ def made(density: float) -> Trial:
 
 @pytest.mark.parametrize("start", [0.5, 0.04, 0.03, 0.002])
 def test_smallest_file_of_an_accuracy(start: float) -> None:
-    best, tried = smallest(made, 0.95, density=start)
+    best, tried = smallest(made, Goal("accuracy", 0.95), density=start)
     assert 0.03 <= best.density <= 0.033
     assert len(tried) <= 12
     assert best in tried
@@ -95,12 +96,31 @@ def test_smallest_file_of_an_accuracy(start: float) -> None:
 
 def test_accuracy_out_of_reach() -> None:
     with pytest.raises(UnreachableError) as caught:
-        smallest(made, 0.999, density=0.04)
+        smallest(made, Goal("accuracy", 0.999), density=0.04)
     assert (caught.value.best, caught.value.target) == (0.99, 0.999)
-    best, tried = smallest(made, 0.999, density=0.04, keep_best=True)
-    assert best.accuracy == max(trial.accuracy for trial in tried)
-    with pytest.raises(ArgumentError):
-        smallest(made, 1.5, density=0.04)
+    best, tried = smallest(made, Goal("accuracy", 0.999), density=0.04, keep_best=True)
+    assert best.judged == max(trial.judged for trial in tried)
+    for kind, value in (("accuracy", 1.5), ("accuracy", 0.0), ("bits_per_byte", 8.5), ("bits_per_byte", math.nan)):
+        with pytest.raises(ArgumentError) as refused:
+            Goal(kind, value)
+        assert refused.value.name == kind
+
+
+def test_fewest_bytes_for_bits_per_byte() -> None:
+    """Of text fewer bits are better: at a density of 0.1 here 2.5 of them, one more at a tenth of that."""
+
+    def text(density: float) -> Trial:
+        return Trial(density, bytes(round(10_000 * density)), -2.5 - math.log10(0.1 / density))
+
+    best, tried = smallest(text, Goal("bits_per_byte", 2.8), density=0.3)
+    assert 0.1 / 10**0.3 <= best.density <= 1.1 * 0.1 / 10**0.3
+    assert -best.judged <= 2.8
+    assert best in tried
+    with pytest.raises(UnreachableError) as caught:
+        smallest(text, Goal("bits_per_byte", 1.5), density=0.3)
+    assert caught.value.what == "bits_per_byte"
+    assert caught.value.best == pytest.approx(2.5 - math.log10(5))
+    assert "bits per byte 1.5000 is out of reach, the best is 1.8010 (5,000 bytes" in str(caught.value)
 
 
 QUICK = ["encode", "--arch", "mlp:64-32-10", "--epochs", "8", "--device", "cpu", "-q", "--json"]

@@ -205,6 +205,49 @@ def test_on_the_command_line(
     assert not (tmp_path / "b.smask").exists()
 
 
+def test_smallest_file_of_so_many_bits_per_byte(
+    book: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "encode",
+        "--task",
+        "lm",
+        "--data",
+        book,
+        "--arch",
+        "gpt:1x16x2x8",
+        "--epochs",
+        "2",
+        "-q",
+        "-o",
+        "a.smask",
+    ]
+    options += ["--lr", "0.01", "--device", "cpu"]
+    for goal, word in (("0", "at most 8"), ("9", "at most 8"), ("nan", "at most 8"), ("0.01", "the best is")):
+        assert main([*options, "--bits-per-byte", goal, "--density", "0.5"]) == 2
+        assert word in capsys.readouterr().err
+    assert main([*options, "--bits-per-byte", "3", "--target-size", "9kB"]) == 2
+    assert main(["encode", "--bits-per-byte", "3", "-q"]) == 2
+    assert "--accuracy" in capsys.readouterr().err
+    assert main([*options, "--accuracy", "0.9"]) == 2
+    assert "--bits-per-byte" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [Path(book)]
+    kept = [*options, "--bits-per-byte", "0.01", "--density", "0.5", "--keep-best", "--json"]
+    assert main(kept) == 0
+    best = json.loads(capsys.readouterr().out)
+    (trial,) = best["trials"]
+    assert (best["goal"], best["validation"], trial["density"]) == (0.01, trial["validation"], 0.5)
+    goal = str(trial["validation"] + 0.2)
+    assert main([*options, "--bits-per-byte", goal, "--density", "0.5", "--json", "--force"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    good = [trial for trial in report["trials"] if trial["validation"] <= float(goal)]
+    assert report["n_bytes"] == min(trial["n_bytes"] for trial in good) == (tmp_path / "a.smask").stat().st_size
+    assert report["n_bytes"] < best["n_bytes"]
+    assert any(trial["validation"] > float(goal) for trial in report["trials"])  # it went as far as that
+    assert report["bits_per_byte"] == pytest.approx(report["validation"], abs=0.5)
+
+
 def test_a_trained_gpt_is_calibrated_on_text(book: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

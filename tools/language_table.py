@@ -8,8 +8,8 @@
 `trained` is the net with all weights trained by AdamW on the same batches; its further rows are `smask convert` of it,
 at 8, 4, 3 and 2 bits a weight, and to the bytes of each masked file, without data and with 500 windows of it
 (`--calibrate`); with `--nncodec PYTHON`, an environment as for tools/accuracy_curve.py, also the files of the rival.
-`binary` trains a sign for every weight (the method `signed` at density 1). All rows are scored on the last tenth of the
-text, files read back.
+`binary` trains a sign for every weight, from that of the seed (the method `signed` at density 1). All rows are scored
+on the last tenth of the text, files read back.
 """
 
 from __future__ import annotations

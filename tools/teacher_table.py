@@ -1,10 +1,13 @@
 """What a teacher brings at equal bytes, on MNIST with a 300-100 perceptron; keeps it in docs/teacher.json.
 
-    python tools/teacher_table.py --data ../shared/data/mnist       # trains a teacher, then searches
+    python tools/teacher_table.py --data ../shared/data/mnist       # trains a teacher, then searches: reduced
+    python tools/teacher_table.py --data DIR --long                 # and the search without a teacher in full length
+    python tools/teacher_table.py --data DIR --epochs 0             # all in full length
     python tools/teacher_table.py --tables                          # only the table of the README
 
 The teacher is `mnist-cnn`, trained here for some epochs by Adam on images moved by up to a pixel, as in the searches.
-Every row is `smask encode` with all other options alike.
+Every row is `smask encode` with all other options alike. Searches that the report has are not repeated, unless size,
+teacher or machine are others.
 """
 
 from __future__ import annotations
@@ -53,28 +56,42 @@ def trained(data: str, epochs: int, path: Path) -> dict[str, Any]:
     return {"arch": ARCH, "epochs": epochs, "mean": mean, "std": std, "accuracy": score(net, dataset).accuracy}
 
 
-def search(weight: float | None, seed: int, arguments: argparse.Namespace, about: dict[str, Any]) -> dict[str, Any]:
-    options = ["--target-size", arguments.size, "--epochs", str(arguments.epochs), "--seed", str(seed)]
+def search(
+    weight: float | None, epochs: int, seed: int, arguments: argparse.Namespace, report: dict[str, Any]
+) -> dict[str, Any]:
+    about = report["teacher"]
+    options = ["--target-size", arguments.size, "--seed", str(seed)]
+    options += ["--epochs", str(epochs)] if epochs else []
     taught = ["--teacher", str(arguments.teacher), "--teacher-arch", ARCH]
     for option in ("mean", "std"):
         taught += [f"--teacher-{option}", ",".join(map(str, about[option]))]
     taught = [] if weight is None else [*taught, "--teacher-weight", str(weight)]
+    said = " ".join(["smask encode --data mnist", *options, *taught]).replace(str(arguments.teacher), "teacher.pt")
+    for run in report["runs"]:
+        if run["command"] == said:
+            return run
     printed = encode(["--data", arguments.data, *options, *taught])
     keys = ("accuracy", "loss", "n_bytes", "n_kept", "n_weights", "epochs", "seed", "seconds_search")
-    said = " ".join(["smask encode --data mnist", *options, *taught]).replace(str(arguments.teacher), "teacher.pt")
     return {"command": said, "weight": weight} | {key: printed[key] for key in keys}
 
 
 def rows(report: dict[str, Any]) -> list[str]:
-    lines = ["| part of the teacher | accuracy of each seed | mean | test loss | bytes |", "|---" * 5 + "|"]
+    teacher, begin = report["teacher"], "A reduced run, at" if report["reduced"] else "At"
+    lines = [
+        f"{begin} most {report['size']}; the teacher, `{teacher['arch']}` after {teacher['epochs']} epochs, is "
+        f"right on {teacher['accuracy']:.2%} of the test images:",
+        "",
+        "| part of the teacher | epochs | accuracy of each seed | mean | test loss | bytes | seconds |",
+        "|---" * 7 + "|",
+    ]  # fmt: skip
     for weight in WEIGHTS:
-        runs = [run for run in report["runs"] if run["weight"] == weight]
-        if runs:
+        for epochs in sorted({run["epochs"] for run in report["runs"] if run["weight"] == weight}):
+            runs = [run for run in report["runs"] if (run["weight"], run["epochs"]) == (weight, epochs)]
             each = ", ".join(f"{run['accuracy']:.2%}" for run in runs)
             mean, loss = (statistics.mean(run[key] for run in runs) for key in ("accuracy", "loss"))
-            n_bytes = statistics.mean(run["n_bytes"] for run in runs)
+            n_bytes, seconds = (statistics.mean(run[key] for run in runs) for key in ("n_bytes", "seconds_search"))
             name = "none" if weight is None else f"{weight:g}" + (" (no labels)" if weight == 1 else "")
-            lines.append(f"| {name} | {each} | {mean:.2%} | {loss:.4f} | {n_bytes:,.0f} |")
+            lines.append(f"| {name} | {epochs} | {each} | {mean:.2%} | {loss:.4f} | {n_bytes:,.0f} | {seconds:.0f} |")
     return lines
 
 
@@ -82,7 +99,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", metavar="DIR")
     parser.add_argument("--size", default="4kB")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=5, help="of a search, 0 for as many as it takes by itself")
+    parser.add_argument("--long", action="store_true", help="also search without a teacher in full length")
     parser.add_argument("--teacher-epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--teacher", type=Path, default=Path("teacher.pt"), help="where it is kept, or is already")
@@ -97,11 +115,18 @@ def main() -> int:
     if not about_file.exists():
         about_file.write_text(json.dumps(trained(arguments.data, arguments.teacher_epochs, arguments.teacher)))
     about = json.loads(about_file.read_text())
-    report: dict[str, Any] = {"machine": facts(), "teacher": about, "runs": []}
+    report: dict[str, Any] = {
+        "machine": facts(), "teacher": about, "size": arguments.size, "reduced": bool(arguments.epochs), "runs": []
+    }  # fmt: skip
+    kept = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if all(kept.get(key) == report[key] for key in ("machine", "teacher", "size")):
+        report["runs"] = kept["runs"]
+    settings = [(weight, arguments.epochs) for weight in WEIGHTS] + [(None, 0)] * arguments.long
     for seed in range(arguments.seeds):
-        for weight in WEIGHTS:
-            report["runs"].append(search(weight, seed, arguments, about))
-            print(json.dumps(report["runs"][-1]), file=sys.stderr)
+        for weight, epochs in settings:
+            run = search(weight, epochs, seed, arguments, report)
+            report["runs"] += [] if run in report["runs"] else [run]
+            print(json.dumps(run), file=sys.stderr)
             OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
     write_table("teacher", rows(report))
     return 0

@@ -85,7 +85,7 @@ class DivergedError(SmaskError):
 
 @dataclass(eq=False)
 class UnreachableError(SmaskError):
-    """A target that a search cannot meet, and the best that it reached: bytes, or an accuracy as a fraction."""
+    """A target that a search cannot meet, and the best that it reached: bytes, an accuracy, bits per byte of text."""
 
     exit_code: ClassVar[int] = 2
     what: str
@@ -94,10 +94,11 @@ class UnreachableError(SmaskError):
     detail: str = ""
 
     def __str__(self) -> str:
-        form = "{:.2%}" if self.what == "accuracy" else "{:,.0f} bytes"
+        form = {"accuracy": "{:.2%}", "bits_per_byte": "{:.4f}"}.get(self.what, "{:,.0f} bytes")
         target, best = form.format(self.target), form.format(self.best)
         detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.what} {target} is out of reach, the best is {best}{detail}; --keep-best writes that"
+        what = self.what.replace("_", " ")
+        return f"{what} {target} is out of reach, the best is {best}{detail}; --keep-best writes that"
 
 
 @dataclass(eq=False)

@@ -14,6 +14,8 @@ from rich.progress import Progress as Bar
 from .screen import n, safe, say
 
 if TYPE_CHECKING:
+    from ..runs.board import Board
+    from ..runs.log import Log
     from ..search.progress import Progress
 
 # Seconds between two lines where stderr is no terminal.
@@ -155,13 +157,17 @@ def conversion_bar(
         yield None, line
 
 
-def both(*listeners: Callable[[Progress], None] | None) -> Callable[[Progress], None] | None:
+def listener(
+    bar: Callable[[Progress], None] | None, log: Log | None, board: Board | None
+) -> Callable[[Progress], None] | None:
     """One listener that tells all that are there."""
-    there = [listener for listener in listeners if listener is not None]
+    there = [] if bar is None else [bar]
+    there += [] if log is None else [log.progress]
+    there += [] if board is None else [board.progress]
 
     def tell(at: Progress) -> None:
-        for listener in there:
-            listener(at)
+        for one in there:
+            one(at)
 
     return tell if there else None
 

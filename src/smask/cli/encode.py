@@ -22,9 +22,11 @@ examples:
   smask encode --data fashion/ --base mnist.smask --leave-out 2           the first layer stays as it is
   torchrun --nproc-per-node 4 -m smask encode --data cifar10.npz --arch conv6    one search on four devices
   smask encode --data mnist/ --checkpoint run/ --log run.jsonl            then, after a crash, the same with --resume
+  smask encode --data mnist/ --tensorboard curves/                        then: tensorboard --logdir curves/
   smask encode --data photos/ --image-size 32 --arch conv4 --flip
   smask encode --data iris.csv --label species --arch mlp:4-32-3
   smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.3
+  smask encode --task lm --data book.txt --bits-per-byte 2.5      the smallest file that predicts as well as that
   smask encode --data mnist/ --decouple dni --dni-labels          layers learn from synthetic gradients
   torchrun --nproc-per-node 2 -m smask encode --data mnist/ --decouple dni      a block on each process, at once
   smask encode --data addition:12 --arch mlp:24-128-64-12 --density 0.5
@@ -64,6 +66,7 @@ def add(commands: Any) -> None:
         metavar="A",
         help="smallest file that reaches it on a validation part: 0.97 or 97%%; several searches",
     )
+    option("--bits-per-byte", type=float, metavar="B", help="the same of a text (--task lm): at most this many, 2.5")
     option("--keep-best", action="store_true", help="write the best file where a target is out of reach")
     option(
         "--density-rule", default="erk", metavar="R", help="how layers share it: erk or uniform (default %(default)s)"
@@ -129,6 +132,7 @@ def add(commands: Any) -> None:
         "--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds between two (default %(default).0f)"
     )
     run_options("--log", metavar="FILE", help="append progress to FILE, one JSON object a line")
+    run_options("--tensorboard", metavar="DIR", help="curves of the search in DIR (pip install 'smask[tensorboard]')")
     run_options("--validation", type=float, metavar="X", help="part of the training data that only judges the search")
     run_options(
         "--patience", type=int, metavar="N",
@@ -214,8 +218,9 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
         new = f"; seeded, since it has none: {_some(found['new'])}" if found["new"] else ""
         rows.insert(1, ("base", f"{screen.safe(arguments.base)}, sha256 of its tensors {job.base.digest}{new}"))
     if "trials" in found:
-        tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:.2%}" for trial in found["trials"])
-        rows.insert(2, ("searches", f"validation accuracy of each: {', '.join(tried)}"))
+        unit, form = ("bits per byte", ".4f") if arguments.task == "lm" else ("accuracy", ".2%")
+        tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:{form}}" for trial in found["trials"])
+        rows.insert(2, ("searches", f"validation {unit} of each: {', '.join(tried)}"))
     screen.result(fields, rows, as_json=arguments.json)
     return 0
 
@@ -237,15 +242,19 @@ def stem_of(data: str) -> str:
 def _check(arguments: argparse.Namespace) -> None:
     """What needs no data is refused before any is read."""
     from ..errors import ArgumentError, UnsupportedError
+    from ..runs import board
     from ..search.densities import RULES, check_density
     from ..search.methods import METHODS
 
     if arguments.task == "lm" and arguments.accuracy is not None:
-        raise ArgumentError("--accuracy", arguments.accuracy, "--density or --target-size with --task lm")
+        raise ArgumentError("--accuracy", arguments.accuracy, "--bits-per-byte B with --task lm")
+    if arguments.task != "lm" and arguments.bits_per_byte is not None:
+        raise ArgumentError("--bits-per-byte", arguments.bits_per_byte, "--task lm beside it, or --accuracy A")
     if arguments.task == "lm" and arguments.data == "digits":
         raise ArgumentError("--task lm", "no text", "--data FILE.txt beside it")
-    goals = [name for name in ("density", "target_size", "accuracy") if getattr(arguments, name) is not None]
-    if goals[1:] and goals != ["density", "accuracy"]:
+    names = ("density", "target_size", "accuracy", "bits_per_byte")
+    goals = [name for name in names if getattr(arguments, name) is not None]
+    if goals[1:] and goals not in (["density", "accuracy"], ["density", "bits_per_byte"]):
         raise ArgumentError(" and ".join(f"--{name.replace('_', '-')}" for name in goals), "both", "one of them")
     for option in ("density", "first_density", "last_density"):
         if getattr(arguments, option) is not None:
@@ -259,6 +268,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UnsupportedError(option.replace("_", " "), getattr(arguments, option), known)
     pretrained.check(arguments)
     decoupled_options.check(arguments)
+    if arguments.tensorboard:
+        board.check_installed(arguments.tensorboard)
     if arguments.resume and not arguments.checkpoint:
         raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
     if not arguments.checkpoint_every >= 0:

@@ -18,8 +18,9 @@ from .. import architectures, codec, named_nets
 from ..errors import ArgumentError
 from ..readers.reading import PREFIX
 from ..recipe import recipe_of
+from ..runs.board import Board
 from ..runs.folder import Checkpoints
-from ..runs.goal import Trial, smallest
+from ..runs.goal import Goal, Trial, smallest
 from ..runs.log import Log
 from ..runs.rounds import Rounds
 from ..runs.size import TargetSize
@@ -38,7 +39,7 @@ DENSITY_OF_TRAINED = 0.5
 # Steps of a search when the number of epochs is left to us.
 N_STEPS = 18_000
 
-# Part of the training data that judges searches for an accuracy.
+# Part of the training data that judges searches for an accuracy, or for bits per byte.
 VALIDATION = 0.1
 
 
@@ -52,16 +53,16 @@ class Job:
         name: Of the architecture.
         epochs: Of each search.
         n_blocks: Of the net, None where its blocks are not decoupled.
-        log: The log, if one is wanted.
+        log, board: The log and the curves, if they are wanted.
         seconds_encode: What coding the files took so far.
     """
 
     def __init__(self, arguments: argparse.Namespace, meta: Mapping[str, str], joined: Processes) -> None:
         if joined.rank:  # one process writes and speaks
-            quiet = {"quiet": True, "log": None, "checkpoint": None}
+            quiet = {"quiet": True, "log": None, "checkpoint": None, "tensorboard": None}
             arguments = argparse.Namespace(**{**vars(arguments), **quiet})
         self.arguments, self.meta, self._joined = arguments, dict(meta), joined
-        self._goal = None if arguments.accuracy is None else fraction_of(arguments.accuracy)
+        self._goal = goal_of(arguments)
         self._target = None
         if arguments.target_size is not None:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
@@ -97,6 +98,7 @@ class Job:
         self._loss = self.whole.loss(arguments.label_smoothing)
         self.seconds_encode = 0.0
         self.log = Log(arguments.log, problem=self._problem) if arguments.log else None
+        self.board = Board(arguments.tensorboard, problem=self._problem) if arguments.tensorboard else None
         if arguments.checkpoint and self._goal is None:
             self._checkpoints(arguments.checkpoint)  # refused before anything is said
 
@@ -119,15 +121,19 @@ class Job:
         density = arguments.density or (DENSITY_OF_TRAINED if self.base else _defaults(arguments)[1])
         if self._goal is None:
             trial = self._search(density, arguments.checkpoint)
-            return trial.data, self._taught | ({} if self._judge is None else {"validation": trial.accuracy})
+            return trial.data, self._taught | ({} if self._judge is None else {"validation": abs(trial.judged)})
         best, tried = smallest(self._one_of_several, self._goal, density=density, keep_best=arguments.keep_best)
-        trials = [{"density": t.density, "n_bytes": len(t.data), "validation": t.accuracy} for t in tried]
-        return best.data, self._taught | {"goal": self._goal, "validation": best.accuracy, "trials": trials}
+        own = self._goal.own
+        trials = [{"density": t.density, "n_bytes": len(t.data), "validation": own(t.judged)} for t in tried]
+        said = {"goal": self._goal.value, "validation": own(best.judged), "trials": trials}
+        return best.data, self._taught | said
 
     def _one_of_several(self, density: float) -> Trial:
-        folder = self.arguments.checkpoint
-        trial = self._search(density, folder and str(Path(folder) / f"density-{density:.6f}"))
-        self._say(f"density {density:.4f}: {len(trial.data):,} bytes, validation accuracy {trial.accuracy:.2%}")
+        folder, name = self.arguments.checkpoint, f"density-{density:.6f}"
+        if self.board:
+            self.board.begin(name)
+        trial = self._search(density, folder and str(Path(folder) / name))
+        self._say(f"density {density:.4f}: {len(trial.data):,} bytes, validation {bars.judged(trial.judged)}")
         return trial
 
     def _search(self, density: float, folder: str | None) -> Trial:
@@ -145,7 +151,7 @@ class Job:
                 learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
                 float_bits=arguments.float_bits,
                 float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
-                device=self.device, meta=self.meta, progress=bars.both(bar, self.log.progress if self.log else None),
+                device=self.device, meta=self.meta, progress=bars.listener(bar, self.log, self.board),
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,
                 teacher=self._teacher, teacher_weight=arguments.teacher_weight or TEACHER_WEIGHT,
                 accumulate=arguments.accumulate, precision=arguments.precision, group=self._joined.group,
@@ -177,6 +183,13 @@ class Job:
 
     def _say(self, text: str) -> None:
         screen.say(text, quiet=self.arguments.quiet)
+
+
+def goal_of(arguments: argparse.Namespace) -> Goal | None:
+    """What the file has to reach, None where its density or size is said."""
+    if arguments.accuracy is not None:
+        return Goal("accuracy", fraction_of(arguments.accuracy))
+    return None if arguments.bits_per_byte is None else Goal("bits_per_byte", arguments.bits_per_byte)
 
 
 def fraction_of(text: str) -> float:

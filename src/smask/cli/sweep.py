@@ -31,8 +31,8 @@ KEYS = ("accuracy", "loss", "n_test", "n_bytes", "n_kept", "n_weights", "epochs"
 # What tells points apart.
 NAMES: tuple[str, ...] = ("method", "target-size", "density", "seed")
 # Options that a sweep gives itself.
-OWN = ("--output", "-o", "--seed", "--method", "--target-size", "--density", "--accuracy", "--checkpoint", "--resume",
-       "--json", "--force", "--quiet", "-q", "--help", "-h")  # fmt: skip
+OWN = ("--output", "-o", "--seed", "--method", "--target-size", "--density", "--accuracy", "--bits-per-byte",
+       "--checkpoint", "--resume", "--tensorboard", "--json", "--force", "--quiet", "-q", "--help", "-h")  # fmt: skip
 
 
 def add(commands: Any) -> None:
@@ -48,6 +48,7 @@ def add(commands: Any) -> None:
     option("--methods", default="auto", metavar="A,B", help="search methods, a curve each (default %(default)s)")
     option("--seeds", default="0", metavar="A,B", help="seeds; the curve is their mean (default %(default)s)")
     option("-o", "--output", default="sweep", metavar="OUT", help="writes OUT.json and OUT.png (default %(default)s)")
+    option("--tensorboard", metavar="DIR", help="curves of each search in a folder of its own in DIR")
     option("--json", action="store_true", help="result as one JSON object")
     option("-q", "--quiet", action="store_true", help="no narration and no progress bar")
     option("options", nargs="*", metavar="-- OPTION ...", help="options of smask encode")
@@ -152,6 +153,8 @@ def _search(setting: dict[str, str], arguments: argparse.Namespace, out: Path) -
     folder = out.with_name(f"{out.name}.runs") / digest
     command = [sys.executable, "-m", "smask", *_command(setting), *arguments.options, "-o", str(folder / "out.smask")]
     command += ["--force", "--json", "--checkpoint", str(folder / "checkpoints"), "--resume"]
+    if arguments.tensorboard:
+        command += ["--tensorboard", str(Path(arguments.tensorboard) / "-".join(setting.values()))]
     folder.mkdir(parents=True, exist_ok=True)
     # stderr stays that of the sweep: the progress bar of the search is the one that is wanted.
     errors = subprocess.PIPE if arguments.quiet else None

@@ -132,10 +132,14 @@ def _found(
     arguments, told = job.arguments, list[dict[str, Any]]()
 
     def trained(n_round: int, found: Trained) -> None:
+        if job.board:
+            job.board.begin("train" if n_round == arguments.rounds else f"round-{n_round + 1}")
         told.append({"density": _density(found.masks), **screen.score_fields(job.score(found.model))})
         one = told[-1]
         job.say(f"round {n_round} of {arguments.rounds}: {one['density']:.2%} kept, {_judged(one)} when trained")
 
+    if job.board:
+        job.board.begin("round-1")
     if rounds and rounds.place:
         job.say(f"goes on from {rounds.place}")
     with kept_on_interrupt(rounds), bars.search_bar(quiet=arguments.quiet, label="train") as bar:

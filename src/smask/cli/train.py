@@ -59,7 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
         return _run(arguments, None)
     sparsity.check(arguments)
     with processes.joined(arguments.device, timeout=arguments.rank_timeout) as joined:
-        alone = {"quiet": True, "log": None, "checkpoint": None, "resume": False} if joined.rank else {}
+        alone = (
+            {"quiet": True, "log": None, "tensorboard": None, "checkpoint": None, "resume": False}
+            if joined.rank
+            else {}
+        )
         return _run(argparse.Namespace(**{**vars(arguments), **alone, "device": str(joined.device)}), joined)
 
 

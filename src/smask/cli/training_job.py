@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from ..runs.board import Board
     from ..runs.folder import Checkpoints
     from ..runs.log import Log
     from ..search.accuracy import Score
@@ -62,6 +63,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every", type=float, default=60.0, metavar="S", help="seconds between two (default %(default).0f)"
     )
     kept("--log", metavar="FILE", help="append progress to FILE, one JSON object a line")
+    kept("--tensorboard", metavar="DIR", help="curves of the training in DIR (pip install 'smask[tensorboard]')")
     option("--force", action="store_true", help="overwrite an existing file")
     option("--json", action="store_true", help="result as one JSON object")
     option("-q", "--quiet", action="store_true", help="no narration and no progress bar")
@@ -75,6 +77,7 @@ def check(arguments: argparse.Namespace) -> None:
         UnsupportedError: A name that is not known.
     """
     from ..errors import ArgumentError, UnsupportedError
+    from ..runs import board
     from ..training.initial import SPREADS
     from ..training.optimizers import OPTIMIZERS, RATES
 
@@ -83,6 +86,8 @@ def check(arguments: argparse.Namespace) -> None:
     for name, known in (("optimizer", OPTIMIZERS), ("rate", RATES), ("base", SPREADS)):
         if getattr(arguments, name) not in (*known, None):
             raise UnsupportedError(name, getattr(arguments, name), tuple(known))
+    if arguments.tensorboard:
+        board.check_installed(arguments.tensorboard)
     if arguments.resume and not arguments.checkpoint:
         raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
     if not 0 <= arguments.label_smoothing < 1:
@@ -101,9 +106,11 @@ class TrainingJob:
         device: Where to train.
         epochs: Of each training.
         meta: What a file says beside its weights.
+        log, board: The log and the curves, if they are wanted.
     """
 
     def __init__(self, arguments: argparse.Namespace, task: Task) -> None:
+        from ..runs.board import Board
         from ..runs.log import Log
         from ..search.tasks import Language
         from .encode_job import BATCH_SIZES
@@ -113,6 +120,8 @@ class TrainingJob:
         self._batch_size = arguments.batch_size or BATCH_SIZES["lm" if isinstance(task, Language) else "classify"]
         self.epochs = arguments.epochs or min(max(math.ceil(N_STEPS / max(1, len(self.batches()))), 3), 100)
         self.log: Log | None = Log(arguments.log, problem=self.problem) if arguments.log else None
+        wanted = arguments.tensorboard
+        self.board: Board | None = Board(wanted, problem=self.problem) if wanted else None
         self._started = time.perf_counter()
         if self.log:
             self.log.event("begin", arguments={name: value for name, value in vars(arguments).items() if name != "run"})
@@ -128,7 +137,7 @@ class TrainingJob:
             "optimizer": arguments.optimizer, "lr": arguments.lr, "rate": arguments.rate,
             "weight_decay": arguments.weight_decay, "epochs": self.epochs, "seed": arguments.seed,
             "loss": self.task.loss(arguments.label_smoothing), "device": self.device, "meta": self.meta,
-            "progress": bars.both(bar, self.log.progress if self.log else None),
+            "progress": bars.listener(bar, self.log, self.board),
         }  # fmt: skip
 
     def train(
