@@ -171,7 +171,7 @@ def classes(arguments: argparse.Namespace) -> dict[str, Any]:
     body = [name for name, parameter in net.named_parameters() if parameter.dim() > 1 and name != "linear.weight"]
     searches: dict[str, dict[str, Any]] = {"mask of the trained net": {"origin": origin}, "mask of a seed": {}}
     if not given:
-        searches["the same, its head trained"] = {"origin": origin, "only": body}
+        searches["mask of the trained net, its head trained"] = {"origin": origin, "only": body}
     size = ""
     for name, more in searches.items():
         file, fields = searched(net, batches(second), lr=3e-3, density=0.5, **options, **more)
