@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .allotment import movement
 from .exchange import MEMORY, anything, count_exactly, wanted
 from .scores import TEMPERATURE, MaskedWeight
 
@@ -52,6 +53,8 @@ class Method:
         balance: Called at refreshes with the layers and the densities wanted now.
         wish: Layer to how much each of its weights is wanted in the mask, float32 [c, ...]; for methods that exchange
             a part of their masks now and then.
+        worth: Layer to what its sampled weights are worth, float32 [n], in one unit for all layers, for methods that
+            choose densities of layers by it; else layers keep what the caller's rule gives them.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Method:
     settle: Callable[[MaskedWeight], None] = nothing
     balance: Callable[[Mapping[str, MaskedWeight], Mapping[str, float]], None] = balance_thresholds
     wish: Callable[[MaskedWeight], Tensor] | None = None
+    worth: Callable[[MaskedWeight], Tensor] | None = None
 
     @property
     def n_planes(self) -> int:
@@ -201,6 +205,13 @@ METHODS: Mapping[str, Method] = {
             "a weight whose sign is wrong for it is given up; a density that falls on the cubic curve of Zhu and "
             'Gupta, "To prune, or not to prune" (2017), and holds',
             positive_scores, write_above, straight_through,
+        ),
+        Method(
+            "threshold",
+            'Louizos et al., "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018, and Kusupati et '
+            'al., "Soft Threshold Weight Reparameterization for Learnable Sparsity", ICML 2020: as auto, but densities '
+            "of layers follow from one threshold for all, steered to the density or size wanted (see allotment)",
+            positive_scores, write_above, straight_through, worth=movement,
         ),
         Method(
             "edge-popup",

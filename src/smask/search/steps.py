@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import integrity
+from .allotment import Allotments
 from .densities import cubic
 from .exchange import exchange_some
 from .initialisation import START_DENSITY
@@ -23,7 +24,7 @@ N_REFRESH = 40
 
 
 class Search:
-    """Optimiser, schedule and the moment at which masks are fixed."""
+    """Optimiser, schedule and the moment at which masks are fixed; layers in ``fixed`` keep the density given there."""
 
     def __init__(
         self,
@@ -34,7 +35,9 @@ class Search:
         precision: Precision | None = None,
         ranks: Ranks | None = None,
         seed: int = 0,
+        fixed: Mapping[str, float] | None = None,
     ) -> None:
+        self._allotments = Allotments(layers, fixed or {})
         self.model, self.layers, self.schedule, self.done, self._seed = model, layers, schedule, 0, seed
         self.own: Mapping[str, MaskedWeight] = layers  # those that this process trains
         device = next(iter(layers.values())).scale.device
@@ -78,6 +81,10 @@ class Search:
         kept = sum(density(layer) * layer.n_usable for layer in self.layers.values())
         return kept / max(1, sum(layer.n_usable for layer in self.layers.values()))
 
+    def allotted(self, density: float) -> dict[str, float]:
+        """What each layer keeps of a density of all together, as scores are now; see :class:`Allotments`."""
+        return self._allotments.at(density, self.done)
+
     def floats(self) -> list[Tensor]:
         """Scales and the other floats that the file will hold."""
         state = [*self._others.values(), *(b for b in self.model.buffers() if b.is_floating_point())]
@@ -85,6 +92,9 @@ class Search:
 
     def write(self, *, refresh: bool = False) -> None:
         """Puts masked weights into the model."""
+        if refresh and self.method.worth:
+            for name, density in self.allotted(self.density_at_end()).items():
+                self.layers[name].density = density
         if refresh:
             self.method.balance(self.own, {name: self.density_of(layer) for name, layer in self.own.items()})
         for layer in self.own.values():
