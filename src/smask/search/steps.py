@@ -14,6 +14,7 @@ from .densities import cubic
 from .exchange import exchange_some
 from .initialisation import START_DENSITY
 from .objective import Objective, called
+from .optimizer import optimizer_of, parameters_of, set_rate
 from .precision import Precision
 from .ranks import Ranks, running_statistics
 from .schedule import Schedule
@@ -44,12 +45,8 @@ class Search:
         self.precision, self.ranks = precision or Precision("fp32", device), ranks or Ranks(None, device)
         masked = {id(layer.parameter) for layer in layers.values()}
         self._others = {name: p for name, p in model.named_parameters() if id(p) not in masked}
-        trained = [*self._others.values()]
-        trained += [parameter for layer in layers.values() for parameter in (layer.latent, layer.scale)]
-        self.optimizer = torch.optim.Adam(
-            [parameter for parameter in trained if parameter.requires_grad], lr=schedule.lr, fused=True
-        )
         self.method = next(iter(layers.values())).method
+        self.optimizer = optimizer_of(self._others.values(), layers.values(), lr=schedule.lr)
         self.levels: dict[str, Tensor] = {}
 
     @property
@@ -127,8 +124,7 @@ class Search:
         total = self.gradients(batch, objective, seen)
         if self.method.wish and not self.levels:
             exchange_some(self.own, self.method.wish, step=self.done, n_search=self.schedule.n_search)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.done)
+        set_rate(self.optimizer, self.schedule.rate(self.done))
         self.precision.step(self.optimizer)
         self.done += 1
         return total
@@ -266,8 +262,7 @@ class Search:
         layers = [layer for layer in self.layers.values() if layer.is_shared]
         shared = {id(layer.latent): layer for layer in layers}
         shared |= {id(layer.scale): layer for layer in layers if layer.per_channel}
-        parameters = self.optimizer.param_groups[0]["params"]
-        return {place: shared[id(p)] for place, p in enumerate(parameters) if id(p) in shared}
+        return {place: shared[id(p)] for place, p in enumerate(parameters_of(self.optimizer)) if id(p) in shared}
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes over the state of a search of the same settings."""
@@ -290,7 +285,7 @@ class Search:
             if name.startswith("adam."):
                 _, index, part = name.split(".")
                 moments.setdefault(int(index), {})[part] = tensor
-        parameters, rows = self.optimizer.param_groups[0]["params"], self._rows_of_parameters()
+        parameters, rows = parameters_of(self.optimizer), self._rows_of_parameters()
         for place, parts in moments.items():
             if place in rows:
                 parts |= {part: rows[place].part(tensor) for part, tensor in parts.items() if tensor.dim()}
