@@ -5,7 +5,8 @@ import torch
 
 from smask.coded import parameter_problem
 from smask.search.finish import Floats, coded_tensors
-from smask.search.methods import METHODS
+from smask.search.methods import METHODS, PACE_OF_SCALES, keep_in_reach
+from smask.search.objective import Objective
 from smask.search.schedule import Schedule
 from smask.search.scores import N_SAMPLE, MaskedWeight
 from smask.search.steps import Search
@@ -93,6 +94,34 @@ def test_threshold_of_a_large_layer_whose_columns_differ(density: float) -> None
     masked.refresh(density)
     kept = float((scores > masked.threshold).float().mean())
     assert abs(kept - density) < 5 * math.sqrt(density * (1 - density) / N_SAMPLE) + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["signed", "normal"])
+def test_no_score_sinks_out_of_reach(kind: str) -> None:
+    masked = layer((2, 2), kind)
+    with torch.no_grad():
+        masked.latent.copy_(torch.tensor([[0.5, 0.2], [-0.3, 0.09]]) * masked.sign)
+    keep_in_reach({"w": masked}, {"w": 0.5})
+    assert masked.threshold.tolist() == pytest.approx([0.09])
+    assert masked.scores().flatten().tolist() == pytest.approx([0.5, 0.2, 0.07, 0.09])
+    masked.write()
+    assert (masked.weight != 0).tolist() == [[True, True], [False, False]]
+    keep_in_reach({"w": masked}, {"w": 1.0})  # all are in the mask: nothing to lift
+    assert masked.scores().flatten().tolist() == pytest.approx([0.5, 0.2, 0.07, 0.09])
+
+
+def test_scales_step_faster_than_scores_where_the_method_says_so() -> None:
+    """The first step of Adam is as long as its rate, whatever the gradient is."""
+    for method, pace in (("auto", PACE_OF_SCALES), ("edge-popup", 1.0)):
+        linear = torch.nn.Linear(4, 3, bias=False)
+        masked = MaskedWeight(
+            linear.weight, METHODS[method], kind="signed", seed=0, stream=0, per_channel=True, density=1.0, fan_in=4
+        )
+        search = Search(linear, {"weight": masked}, Schedule.of(10, lr=1e-3, hold=0, settle=0.1))
+        scores, scales = masked.latent.detach().clone(), masked.scale.detach().clone()
+        search.step([(torch.rand(8, 4), torch.rand(8, 3))], Objective(torch.nn.functional.mse_loss))
+        assert (masked.scale - scales).abs().flatten().tolist() == pytest.approx([1e-3 * pace] * 3, rel=1e-2)
+        assert (masked.latent - scores).abs().flatten().tolist() == pytest.approx([1e-3] * 12, rel=1e-2)
 
 
 def fixed(masked: MaskedWeight) -> torch.Tensor:

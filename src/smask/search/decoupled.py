@@ -25,6 +25,7 @@ from ..errors import CheckpointError
 from .blocks import shapes_between
 from .guides import Generator, Guide
 from .objective import Objective, called
+from .optimizer import parameters_of
 from .plan import Plan
 from .precision import Precision
 from .ranks import Ranks, random_at, tensors_in
@@ -205,7 +206,7 @@ class DecoupledSearch(Search):
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         mine = {id(p) for name, p in self._others.items() if name in self._own_names}
         mine |= {id(p) for layer in self.own.values() for p in (layer.latent, layer.scale)}
-        strange = [i for i, p in enumerate(self.optimizer.param_groups[0]["params"]) if id(p) not in mine]
+        strange = [i for i, p in enumerate(parameters_of(self.optimizer)) if id(p) not in mine]
         others = tuple(f"adam.{index}." for index in strange)
         super().restore(numbers, {name: t for name, t in tensors.items() if not name.startswith(others)})
         self._restored = {n: t for n, t in tensors.items() if n.startswith(tuple(f"guide.{p}." for p in self._places))}

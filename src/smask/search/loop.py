@@ -108,7 +108,8 @@ def find_masks(
             them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
         method: One of :data:`smask.search.methods.METHODS`.
         density: Kept weights over all weights of masked layers, over ``origin`` those that are not zero, in (0, 1].
-        density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`.
+        density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`; the method
+            ``threshold`` chooses by itself.
         first_density, last_density: Densities of the first and last layer, in (0, 1].
         epochs: Passes over the batches.
         lr: Learning rate of Adam at the start; it follows half a cosine to zero.
@@ -176,6 +177,8 @@ def find_masks(
     # Overflow is seen by the rank that has the row, and all would have to leave out the step.
     if shard and precision == "fp16":
         raise ArgumentError("precision", precision, "fp32 or bf16 where scores are spread over ranks")
+    if decouple != OFF and method_of.worth:
+        raise ArgumentError("method", method, "one whose densities follow the rule, where blocks are decoupled")
     check_options(
         decouple, blocks, dni_labels,
         accumulate=accumulate, precision=precision, shard=shard, size=ranks.size, device=here,
@@ -230,7 +233,9 @@ def find_masks(
         )
         biases = zero_biases(model, weights, learn=learn_bias, given=taken.others if taken else ())
         schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
-        kind = functools.partial(DecoupledSearch, plan=plan) if plan else Search
+        ends = zip((next(iter(weights)), next(reversed(weights))), (first_density, last_density), strict=True)
+        fixed = {name: density for name, density in ends if density is not None}
+        kind = functools.partial(DecoupledSearch, plan=plan) if plan else functools.partial(Search, fixed=fixed)
         search = kind(model, layers, schedule, precision=passes, ranks=ranks, seed=seed)
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
@@ -241,13 +246,9 @@ def find_masks(
             )  # fmt: skip
             return finished_model(original, model, recipe, floats, biases)
 
-        budget = (
-            Budget(
-                target, search, densities_at, finished, N_BYTES_FLOAT if float_bits is None else (float_bits + 3) / 8
-            )
-            if target
-            else None
-        )
+        shared = search.allotted if method_of.worth else densities_at
+        n_bytes_float = N_BYTES_FLOAT if float_bits is None else (float_bits + 3) / 8
+        budget = Budget(target, search, shared, finished, n_bytes_float) if target else None
         order = Order(batches, epochs, here, n_together=accumulate)
         keeper = checkpoints if ranks.rank == 0 else None
         Run(search, order, epochs, n_batches, objective, progress, validate, patience, keeper, budget).go(settings)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import integrity
+from .allotment import Allotments
 from .densities import cubic
 from .exchange import exchange_some
 from .initialisation import START_DENSITY
 from .objective import Objective, called
+from .optimizer import optimizer_of, parameters_of, set_rate
 from .precision import Precision
 from .ranks import Ranks, running_statistics
 from .schedule import Schedule
@@ -23,7 +25,7 @@ N_REFRESH = 40
 
 
 class Search:
-    """Optimiser, schedule and the moment at which masks are fixed."""
+    """Optimiser, schedule and the moment at which masks are fixed; layers in ``fixed`` keep the density given there."""
 
     def __init__(
         self,
@@ -34,19 +36,17 @@ class Search:
         precision: Precision | None = None,
         ranks: Ranks | None = None,
         seed: int = 0,
+        fixed: Mapping[str, float] | None = None,
     ) -> None:
+        self._allotments = Allotments(layers, fixed or {})
         self.model, self.layers, self.schedule, self.done, self._seed = model, layers, schedule, 0, seed
         self.own: Mapping[str, MaskedWeight] = layers  # those that this process trains
         device = next(iter(layers.values())).scale.device
         self.precision, self.ranks = precision or Precision("fp32", device), ranks or Ranks(None, device)
         masked = {id(layer.parameter) for layer in layers.values()}
         self._others = {name: p for name, p in model.named_parameters() if id(p) not in masked}
-        trained = [*self._others.values()]
-        trained += [parameter for layer in layers.values() for parameter in (layer.latent, layer.scale)]
-        self.optimizer = torch.optim.Adam(
-            [parameter for parameter in trained if parameter.requires_grad], lr=schedule.lr, fused=True
-        )
         self.method = next(iter(layers.values())).method
+        self.optimizer = optimizer_of(self._others.values(), layers.values(), lr=schedule.lr)
         self.levels: dict[str, Tensor] = {}
 
     @property
@@ -78,6 +78,10 @@ class Search:
         kept = sum(density(layer) * layer.n_usable for layer in self.layers.values())
         return kept / max(1, sum(layer.n_usable for layer in self.layers.values()))
 
+    def allotted(self, density: float) -> dict[str, float]:
+        """What each layer keeps of a density of all together, as scores are now; see :class:`Allotments`."""
+        return self._allotments.at(density, self.done)
+
     def floats(self) -> list[Tensor]:
         """Scales and the other floats that the file will hold."""
         state = [*self._others.values(), *(b for b in self.model.buffers() if b.is_floating_point())]
@@ -85,6 +89,9 @@ class Search:
 
     def write(self, *, refresh: bool = False) -> None:
         """Puts masked weights into the model."""
+        if refresh and self.method.worth:
+            for name, density in self.allotted(self.density_at_end()).items():
+                self.layers[name].density = density
         if refresh:
             self.method.balance(self.own, {name: self.density_of(layer) for name, layer in self.own.items()})
         for layer in self.own.values():
@@ -117,8 +124,7 @@ class Search:
         total = self.gradients(batch, objective, seen)
         if self.method.wish and not self.levels:
             exchange_some(self.own, self.method.wish, step=self.done, n_search=self.schedule.n_search)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.done)
+        set_rate(self.optimizer, self.schedule.rate(self.done))
         self.precision.step(self.optimizer)
         self.done += 1
         return total
@@ -256,8 +262,7 @@ class Search:
         layers = [layer for layer in self.layers.values() if layer.is_shared]
         shared = {id(layer.latent): layer for layer in layers}
         shared |= {id(layer.scale): layer for layer in layers if layer.per_channel}
-        parameters = self.optimizer.param_groups[0]["params"]
-        return {place: shared[id(p)] for place, p in enumerate(parameters) if id(p) in shared}
+        return {place: shared[id(p)] for place, p in enumerate(parameters_of(self.optimizer)) if id(p) in shared}
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes over the state of a search of the same settings."""
@@ -280,7 +285,7 @@ class Search:
             if name.startswith("adam."):
                 _, index, part = name.split(".")
                 moments.setdefault(int(index), {})[part] = tensor
-        parameters, rows = self.optimizer.param_groups[0]["params"], self._rows_of_parameters()
+        parameters, rows = parameters_of(self.optimizer), self._rows_of_parameters()
         for place, parts in moments.items():
             if place in rows:
                 parts |= {part: rows[place].part(tensor) for part, tensor in parts.items() if tensor.dim()}
