@@ -52,6 +52,18 @@ def test_points_are_real_searches(here: Path) -> None:
     assert sorted(path.name for path in here.iterdir() if path.suffix != ".png") == ["c.json"]
 
 
+def test_points_of_text_are_in_bits_per_byte(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("fox.txt").write_text("the quick brown fox jumps over the lazy dog. " * 100)
+    options = ["--", "--task", "lm", "--data", "fox.txt", "--arch", "gpt:1x16x1x16", "--epochs", "1"]
+    assert main(["sweep", "--densities", "0.5", "-q", "-o", "t", *options]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    (point,) = json.loads(Path("t.json").read_text())["points"]
+    assert 0 < point["bits_per_byte"] < 8
+    assert "accuracy" not in point
+    assert main(["sweep", "--densities", "0.5", "-q", "-o", "t", "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["points"] == [point]
+
+
 def test_one_search_for_every_method_size_and_seed(here: Path, searched: list[list[str]], capsys) -> None:
     assert main(["sweep", "--sizes", "400,800", "--methods", "auto,signed", "--seeds", "0,1", "--json", *OPTIONS]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -59,7 +71,7 @@ def test_one_search_for_every_method_size_and_seed(here: Path, searched: list[li
     assert settings == [(m, s, n) for m in ("auto", "signed") for s in ("400", "800") for n in ("0", "1")]
     assert report["options"] == OPTIONS[1:]
     assert {"--checkpoint", "--resume", "--epochs"} <= set(searched[0])
-    assert set(report["points"][0]) == {"method", "target-size", "seed", *sweep.KEYS}
+    assert set(report["points"][0]) == {"method", "target-size", "seed", "accuracy", *sweep.KEYS}
 
 
 def test_points_that_are_there_are_kept(here: Path, searched: list[list[str]], capsys) -> None:

@@ -1,4 +1,4 @@
-"""``smask sweep``: accuracy against bytes of a model and dataset, one search a point, as JSON and as a picture."""
+"""``smask sweep``: accuracy (bits per byte of text) against bytes, one search a point, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ What follows -- are options of `smask encode`, the same for all points. Every po
 search that is interrupted goes on from its last checkpoint: give the same command again. A point that is out of reach
 is noted and the others go on. The picture needs matplotlib (pip install 'smask[pictures]').
 """
-# What of the result of a search is kept.
-KEYS = ("accuracy", "loss", "n_test", "n_bytes", "n_kept", "n_weights", "epochs", "seconds_search", "digest")
+# What says how good a file is, one of them, and what else of the result of a search is kept.
+JUDGED = ("accuracy", "bits_per_byte")
+KEYS = ("n_test", "loss", "n_bytes", "n_kept", "n_weights", "epochs", "seconds_search", "digest")
 # What tells points apart.
 NAMES: tuple[str, ...] = ("method", "target-size", "density", "seed")
 # Options that a sweep gives itself.
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise OutputError(str(out), f"there is no folder {out.parent}")
     report = _begun(out.with_name(f"{out.name}.json"), arguments.options)
-    points = {_key(point): point for point in report["points"] if "accuracy" in point}
+    points = {_key(point): point for point in report["points"] if _judged(point)}
     for n_done, setting in enumerate(settings):
         if _key(setting) in points:
             continue
@@ -139,7 +140,8 @@ def _begun(path: Path, options: Sequence[str]) -> dict[str, Any]:
 def _point(point: dict[str, Any]) -> dict[str, Any]:
     """A point of a report, if it is one; raises ValueError, KeyError or TypeError if not."""
     settings = [point[name] for name in NAMES if name in point]
-    measured = [point["accuracy"], point["n_bytes"]] if "accuracy" in point else []
+    judged = _judged(point)
+    measured = [point[judged], point["n_bytes"]] if judged else []
     if len(settings) != len(NAMES) - 1 or "method" not in point or "seed" not in point:
         raise ValueError(point)
     if not all(isinstance(value, str) for value in settings) or not all(type(v) in (int, float) for v in measured):
@@ -169,7 +171,7 @@ def _search(setting: dict[str, str], arguments: argparse.Namespace, out: Path) -
     shutil.rmtree(folder)
     if not any(folder.parent.iterdir()):
         folder.parent.rmdir()
-    return {key: printed[key] for key in KEYS}
+    return {key: printed[key] for key in (_judged(printed), *KEYS) if key in printed}
 
 
 def _keep(path: Path, report: dict[str, Any]) -> None:
@@ -178,18 +180,23 @@ def _keep(path: Path, report: dict[str, Any]) -> None:
     beside.replace(path)
 
 
+def _judged(point: Mapping[str, Any]) -> str:
+    """What says how good a file is: ``accuracy``, or ``bits_per_byte`` for text; nothing where there is no file."""
+    return next((name for name in JUDGED if name in point), "")
+
+
 def _curves(points: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, list[float]]]]:
-    """By method: mean bytes, mean accuracy and all accuracies of each size, the smallest first."""
+    """By method: mean bytes, mean accuracy or bits per byte, and those of all seeds at each size, the smallest first."""
     groups: dict[str, dict[tuple[str, ...], list[dict[str, Any]]]] = {}
     for point in points:
-        if "accuracy" in point:
+        if _judged(point):
             groups.setdefault(point["method"], {}).setdefault(_key(point)[1:3], []).append(point)
     return {
         method: sorted(
             (
                 sum(point["n_bytes"] for point in group) / len(group),
-                sum(point["accuracy"] for point in group) / len(group),
-                [point["accuracy"] for point in group],
+                sum(point[_judged(point)] for point in group) / len(group),
+                [point[_judged(point)] for point in group],
             )
             for group in sizes.values()
         )
@@ -198,12 +205,16 @@ def _curves(points: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, flo
 
 
 def _rows(points: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    rows = []
+    rows, of_text = [], any(_judged(point) == "bits_per_byte" for point in points)
+
+    def shown(value: float) -> str:
+        return f"{value:.3f}" if of_text else f"{value:.2%}"
+
     for method, curve in _curves(points).items():
         lines = []
-        for n_bytes, accuracy, every in curve:
-            spread = f" ({min(every):.2%} to {max(every):.2%}, {len(every)} seeds)" if len(every) > 1 else ""
-            lines.append(f"{n_bytes:>10,.0f} bytes  {accuracy:.2%}{spread}")
+        for n_bytes, mean, every in curve:
+            spread = f" ({shown(min(every))} to {shown(max(every))}, {len(every)} seeds)" if len(every) > 1 else ""
+            lines.append(f"{n_bytes:>10,.0f} bytes  {shown(mean)}{' bits per byte' * of_text}{spread}")
         rows.append((screen.safe(method), "\n".join(lines)))
     for point in points:
         if "problem" in point:
@@ -222,12 +233,14 @@ def _draw(points: Sequence[dict[str, Any]], path: Path) -> bool:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    of_text = any(_judged(point) == "bits_per_byte" for point in points)
+    factor = 1 if of_text else 100
     for method, curve in _curves(points).items():
-        x, y = [n_bytes / 1000 for n_bytes, _, _ in curve], [100 * accuracy for _, accuracy, _ in curve]
-        low = [100 * (accuracy - min(every)) for _, accuracy, every in curve]
-        high = [100 * (max(every) - accuracy) for _, accuracy, every in curve]
+        x, y = [n_bytes / 1000 for n_bytes, _, _ in curve], [factor * mean for _, mean, _ in curve]
+        low = [factor * (mean - min(every)) for _, mean, every in curve]
+        high = [factor * (max(every) - mean) for _, mean, every in curve]
         axes.errorbar(x, y, yerr=[low, high], marker="o", markersize=4, capsize=3, label=method)
-    axes.set(xlabel="file, kB", ylabel="accuracy on test inputs, %")
+    axes.set(xlabel="file, kB", ylabel="bits per byte of test text" if of_text else "accuracy on test inputs, %")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120, metadata={"Software": None})
