@@ -186,7 +186,7 @@ def _judged(point: Mapping[str, Any]) -> str:
 
 
 def _curves(points: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, list[float]]]]:
-    """By method: mean bytes, mean accuracy or bits per byte, and those of all seeds at each size, the smallest first."""
+    """By method: mean bytes, mean accuracy or bits per byte, and those of all seeds, at each size, smallest first."""
     groups: dict[str, dict[tuple[str, ...], list[dict[str, Any]]]] = {}
     for point in points:
         if _judged(point):
