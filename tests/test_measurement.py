@@ -17,9 +17,15 @@ def test_facts_name_the_machine() -> None:
 
 def test_works_take_turns() -> None:
     calls: list[str] = []
-    seconds = measurement.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
-    assert calls[-6:] == ["a", "b"] * 3
-    assert [len(values) for values in seconds.values()] == [3, 3]
+    works = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    seconds = measurement.interleaved(works, rounds=12)
+    rounds = ["".join(calls[start : start + 3]) for start in range(len(calls) - 36, len(calls), 3)]
+    assert {"".join(sorted(one)) for one in rounds} == {"abc"}
+    assert len(set(rounds)) > 2  # who comes first differs
+    assert [len(values) for values in seconds.values()] == [12] * 3
+    again: list[str] = []
+    measurement.interleaved({name: (lambda name=name: again.append(name)) for name in "abc"}, rounds=12)
+    assert again[-36:] == calls[-36:]
 
 
 def test_ratio_is_taken_round_by_round() -> None:
