@@ -81,6 +81,25 @@ def test_planes_and_regenerated_signs(kernel: str, planes: int, channels: bool) 
         check(packed, dense, torch.randn(5, 64, generator=torch.Generator().manual_seed(1)), None, kernel)
 
 
+@pytest.mark.parametrize("kernel", ["reference", "tiled", "fused"])
+def test_numbers_next_to_the_largest_do_not_overflow(kernel: str) -> None:
+    packed, _ = matrix((40, 64), density=1.0)
+    x = torch.zeros(1, 64)
+    x[0, 5] = 3e38
+    want = kernels.matmul(x.double(), packed)
+    got = kernels.matmul(x, packed, kernel=kernel).double()
+    inside = want.abs() < 3.4e38
+    assert inside.any()
+    assert got[inside].isfinite().all()
+    assert torch.allclose(got[inside], want[inside], rtol=1e-6)
+
+
+def test_large_rooms_are_not_kept() -> None:
+    few, many = (tiles.buffer(n, torch.float32, torch.device("cpu"), use="test") for n in (8, 1 << 22))
+    assert len(many) == 1 << 22
+    assert tiles.buffer(8, torch.float32, torch.device("cpu"), use="test").data_ptr() == few.data_ptr()
+
+
 def test_fused_levels_of_several_planes() -> None:
     packed, dense = matrix((40, 64), planes=4)
     check(packed, dense, torch.randn(2, 64, generator=torch.Generator().manual_seed(1)), None, "fused")

@@ -45,7 +45,7 @@ started, report = time.perf_counter(), {}
 if what == "convert":
     coding = {"": None, "0": False, "1": True}[ranged]
     done = convert_checkpoint(source, out, bits=float(bits) or None, range_coding=coding)
-    if done.n_weights < 1 << 24:  # the like
+    if done.n_weights < 1 << 24:  # once more, without what a process does but once; a large one takes long enough
         started = time.perf_counter()
         done = convert_checkpoint(source, out, bits=float(bits) or None, range_coding=coding, overwrite=True)
     wall = time.perf_counter() - started

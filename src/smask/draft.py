@@ -23,7 +23,7 @@ from .stored_tensors import coded_record, difference_record, difference_sections
 # From this many elements on a tensor has sections of its own: the others wait in memory for the planes that they share.
 N_OWN_SECTIONS = 1 << 10
 # Up to so many elements a model has sections in the coding ``range`` if nobody says otherwise: some 3 to 6 % smaller
-# than the others, and about a second to decode at the most.
+# than the others, and a second or so to decode.
 MOST_RANGED = 1 << 22
 # The like for a mask of a tensor of the base, which has one or two sections and a scale.
 N_MASKED = 1 << 8

@@ -145,8 +145,8 @@ def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
     """One compiled loop over the words of a row, 32 columns each."""
     n_words = packed.planes.shape[2] // 4
     columns = x if x.shape[1] == 32 * n_words else F.pad(x, (0, 32 * n_words - x.shape[1]))
-    # By bits of a byte, bytes of a word and words.
-    columns = columns.to(torch.float32).view(len(x), n_words, 4, 8).permute(0, 3, 2, 1).contiguous()
+    # By bits of a byte, bytes of a word and words; halved, since levels are doubled and sums must not overflow.
+    columns = columns.to(torch.float32).mul(0.5).view(len(x), n_words, 4, 8).permute(0, 3, 2, 1).contiguous()
     columns, planes = columns.view(len(x), 32, n_words), packed.planes.view(torch.int32)
     # On a CPU one row of x stays in the first-level cache, and its sums in registers: rows take turns.
     turns = (columns,) if len(x) == 1 or x.device.type != "cpu" else torch.split(columns, 1)
@@ -161,7 +161,7 @@ ODD, EVEN, SIGNED_TWO = -0x55555556, 0x55555555, -0x40000000
 
 
 def _fused(columns: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
-    """float32 [B, R] from columns [B, 32, W], slab 4 k + b holding bit 8 b + k of the words, int32 [N, R, W], scales.
+    """float32 [B, R] from halved columns [B, 32, W], slab 4 k + b holding bit 8 b + k of the words int32 [N, R, W].
 
     A float32 whose sign is set, and of its other bits only the highest, is -2; so a sign and a bit of a magnitude side
     by side are a weight, twice over, and nothing has to be converted.
@@ -182,7 +182,7 @@ def _fused(columns: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
             sums[index & 1] = term if last is None else last + term
         of_plane = sums[0] + sums[1]  # type: ignore[operator]
         total = of_plane if total is None else 2 * total + of_plane
-    return total.sum(-1) * (0.5 * scale)  # type: ignore[union-attr]
+    return total.sum(-1) * scale  # type: ignore[union-attr]
 
 
 def integer(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, n_digits: int | None = None) -> Tensor:

@@ -23,6 +23,8 @@ from .packing import PackedMatrix, SignSource, packed_bits, row_bytes, sign_bits
 
 # Measured on 2 AVX-512 cores: smaller tiles pay for calls, larger ones leave the caches, and count as memory.
 N_TILE_BYTES = 1 << 22
+# Rooms of more bytes are not kept from call to call: a product of very many rows would hold its memory for good.
+N_KEPT_BYTES = 1 << 23
 ONES = 0x01010101
 
 
@@ -193,7 +195,10 @@ _LOCAL = _Local()
 
 
 def buffer(n: int, dtype: torch.dtype, device: torch.device, *, use: str) -> Tensor:
-    """Room for n numbers, [n], the same at every call of a thread for the same use."""
+    """Room for n numbers, [n], the same at every call of a thread for the same use while it is not large."""
+    if n * dtype.itemsize > N_KEPT_BYTES:
+        with torch.inference_mode(False):
+            return torch.empty(n, dtype=dtype, device=device)
     key = (use, dtype, device)
     if key not in _LOCAL.buffers or len(_LOCAL.buffers[key]) < n:
         with torch.inference_mode(False):

@@ -70,7 +70,7 @@ def add(commands: Any) -> None:
     data_options.add(parser)
     option(
         "--range-coding", action=argparse.BooleanOptionalAction,
-        help="planes 3 to 6 %% smaller that decode more slowly (default: where that takes a second at the most)",
+        help="planes 3 to 6 %% smaller that decode more slowly (default: in models of up to 4 million weights)",
     )  # fmt: skip
     option("--key", metavar="K", help="where a nested checkpoint has its tensors (default: found if there is no doubt)")
     option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")

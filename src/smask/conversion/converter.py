@@ -74,8 +74,8 @@ def convert_checkpoint(
         model: The network, where neither ``source`` is one nor ``arch`` says what it is; needed for ``calibrate``.
         arch: Architecture for :func:`smask.load`; counters of batch norms that an old checkpoint lacks are added as 0.
         range_coding: True for the smallest planes, which decode at 2 to 20 million weights a second; False for planes
-            that decode at over a hundred million where the model is large; by default as models up to four million
-            weights need it, which take about a second at the most.
+            that decode at over a hundred million where the model is large; by default in models of up to four
+            million weights, which take a second or so.
         key: Name under which a nested checkpoint holds the wanted tensors.
         meta: Free text to keep, beside what the checkpoint carries.
         overwrite: Whether an existing file may be replaced.
