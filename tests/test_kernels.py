@@ -155,7 +155,7 @@ def test_integer_sums_do_not_depend_on_batch_tiles_or_compiler(monkeypatch: pyte
     whole = kernels.matmul(x, packed, kernel="integer")
     for rows in (slice(0, 1), slice(1, 3), slice(5, 69)):
         assert torch.equal(kernels.matmul(x[rows], packed, kernel="integer"), whole[rows])
-    monkeypatch.setattr(kernels, "N_DIGIT_BYTES", 1 << 16)
+    monkeypatch.setattr(kernels, "N_TURN_BYTES", 1 << 16)
     monkeypatch.setattr(kernels, "N_SUMS", 1)
     assert torch.equal(kernels.matmul(x, packed, kernel="integer"), whole)
     monkeypatch.setattr(compiler, "available", lambda device="cpu": False)
@@ -184,10 +184,10 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     fused = "fused" if compiler.available() else "integer"
-    assert kernels.choose(torch.ones(5, 64), plain) == "integer"
-    assert kernels.choose(torch.ones(4, 64), plain) == fused
-    assert kernels.choose(torch.ones(2, 64), matrix((40, 64), planes=2)[0]) == fused
-    assert kernels.choose(torch.ones(3, 64), matrix((40, 64), planes=2)[0]) == "integer"
+    assert kernels.choose(torch.ones(7, 64), plain) == "integer"
+    assert kernels.choose(torch.ones(6, 64), plain) == fused
+    assert kernels.choose(torch.ones(3, 64), matrix((40, 64), planes=2)[0]) == fused
+    assert kernels.choose(torch.ones(4, 64), matrix((40, 64), planes=2)[0]) == "integer"
     assert kernels.choose(torch.ones(128, 64), plain) == "integer"
     assert kernels.choose(torch.ones(128, 64, dtype=torch.bfloat16), plain) == "tiled"
     assert kernels.choose(torch.ones(127, 64, dtype=torch.bfloat16), plain) == "integer"
@@ -197,7 +197,7 @@ def test_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.choose(torch.ones(1, 64), offset) == "tiled"
     assert kernels.choose(torch.ones(1, 64, dtype=torch.float64), plain) == "reference"
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert kernels.choose(torch.ones(5, 64), plain) == "tiled"
+    assert kernels.choose(torch.ones(7, 64), plain) == "tiled"
     assert kernels.choose(torch.ones(1, 64), plain) == ("fused" if compiler.available() else "tiled")
     monkeypatch.setattr(compiler, "available", lambda device="cpu": False)
     assert kernels.choose(torch.ones(1, 64), plain) == "tiled"

@@ -16,7 +16,7 @@ from smask.recipe import recipe_of
 from smask.runs.rounds import Rounds
 from smask.search.data import Batches, Dataset
 from smask.training.criteria import CRITERIA, PLAIN, kept_by
-from smask.training.initial import initial_model, origins_of
+from smask.training.initial import SPREADS, initial_model, origins_of
 from smask.training.tickets import Ticket, find_ticket, layer_ends
 from smask.training.treatments import Treatment
 
@@ -109,6 +109,23 @@ def test_initial_weights_are_those_of_the_seed(digits_data: Dataset, base: str) 
     with pytest.raises(UnsupportedError) as caught:
         origins_of(net, base="values")
     assert caught.value.got == "values"
+
+
+def test_spreads_of_initial_weights() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+    found = {spread: origins_of(net, spread=spread) for spread in SPREADS}
+    for name in ("0.weight", "3.weight"):
+        torch.manual_seed(0)
+        drawn = {
+            "he": nn.init.kaiming_normal_(torch.empty(net.get_parameter(name).shape)),
+            "glorot": nn.init.xavier_normal_(torch.empty(net.get_parameter(name).shape)),
+        }
+        for spread, values in drawn.items():
+            assert float(found[spread][name].deviation) == pytest.approx(float(values.std()), rel=0.1)
+    assert float(found["glorot"]["0.weight"].deviation) == pytest.approx(math.sqrt(2 / (27 + 576)))
+    with pytest.raises(UnsupportedError) as caught:
+        origins_of(net, spread="wide")
+    assert (caught.value.what, caught.value.got, caught.value.known) == ("spread", "wide", ("he", "glorot"))
 
 
 def ticket(dataset: Dataset, *, epochs: int = 4, **options) -> Ticket:

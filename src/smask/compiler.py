@@ -27,7 +27,7 @@ _FAILED: dict[str, str] = {}
 _LISTENERS: list[Listener] = []
 
 
-def compiled(function: Work, *arguments: Tensor) -> Work:
+def compiled(function: Work, *arguments: Tensor, contract: bool = False) -> Work:
     """The function compiled for arguments like these, or the function itself where nothing can be compiled.
 
     The first call for a layout compiles, which takes seconds; later ones are a lookup.
@@ -36,14 +36,15 @@ def compiled(function: Work, *arguments: Tensor) -> Work:
         function: Takes tensors, returns a tensor or a tuple of tensors; may write into its arguments. It is named
             in the key, so that it must be a function of a module and depend on nothing but its arguments.
         arguments: What it will be called with.
+        contract: Whether a multiplication and an addition may become one instruction, with one rounding.
     """
-    key = (function, torch.get_num_threads(), *(_layout(argument) for argument in arguments))
+    key = (function, contract, torch.get_num_threads(), *[_layout(argument) for argument in arguments])
     made = _MADE.get(key)
     if made is None:
         with _LOCK:
             made = _MADE.get(key)
             if made is None:
-                made = _MADE[key] = _compile(function, arguments)
+                made = _MADE[key] = _compile(function, arguments, contract)
     return made
 
 
@@ -77,7 +78,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _compile(function: Work, arguments: tuple[Tensor, ...]) -> Work:
+def _compile(function: Work, arguments: tuple[Tensor, ...], contract: bool) -> Work:
     kind = arguments[0].device.type
     if kind in _FAILED:
         return function
@@ -86,7 +87,7 @@ def _compile(function: Work, arguments: tuple[Tensor, ...]) -> Work:
         listener(name, None)
     start = time.perf_counter()
     try:
-        made = _inductor(function, arguments)
+        made = _inductor(function, arguments, contract)
     except Exception as error:  # whatever a missing or broken compiler raises, the plain function is right
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _FAILED[kind] = reason
@@ -99,8 +100,14 @@ def _compile(function: Work, arguments: tuple[Tensor, ...]) -> Work:
     return made
 
 
-def _inductor(function: Work, arguments: tuple[Tensor, ...]) -> Work:
+def _inductor(function: Work, arguments: tuple[Tensor, ...], contract: bool) -> Work:
     from torch import _inductor
+    from torch._inductor import config
+
+    # ``freezing`` would fold the unpacking of constant weights into dense ones.
+    options: dict[str, Any] = {"freezing": False}
+    if contract and getattr(config.cpp, "enable_floating_point_contract_flag", None) == "off":
+        options["cpp.enable_floating_point_contract_flag"] = "fast"
 
     # What torch warns of inside its own compiler is no concern of our callers.
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
@@ -108,6 +115,5 @@ def _inductor(function: Work, arguments: tuple[Tensor, ...]) -> Work:
         # Tracing runs the function, so not on what the caller holds; nor on tensors of an inference mode.
         examples = [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device) for a in arguments]
         graph = make_fx(function)(*examples)
-        # ``freezing`` would fold the unpacking of constant weights into dense ones.
-        made = _inductor.compile(graph, list(examples), options={"freezing": False})
+        made = _inductor.compile(graph, list(examples), options=options)
     return made  # type: ignore[no-any-return]

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input
 
 from .errors import ArgumentError
-from .kernels import FLOATS, compiles, finished
+from .kernels import FLOATS, compiles
 from .packing import PackedMatrix
+from .sums import finished
 from .tiles import level_tiles, natural_order
 
 

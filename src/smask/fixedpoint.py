@@ -20,8 +20,8 @@ from torch import Tensor
 from . import compiler
 from .tiles import bit_order
 
-# Rows that are turned into digits at a time: what the steps write stays in a cache. Compiled for a single row and for
-# whole blocks, so that a changing number of rows compiles little.
+# Rows that are turned into digits at a time: what the steps write stays in a cache. Compiled for few numbers of rows,
+# so that one that changes compiles little.
 N_BLOCK_ROWS = 64
 N_DIGITS = {torch.bfloat16: 2, torch.float16: 2, torch.float32: 3}
 
@@ -45,7 +45,7 @@ def fixed_point(x: Tensor, n_columns: int, *, n_digits: int, compile: bool) -> F
         x: Floating [B, K], at most float32.
         n_columns: K', a multiple of 32 and at least K; columns that x lacks are zeros.
         n_digits: N, 1 to 3.
-        compile: Whether single rows and whole blocks are made by a compiled function.
+        compile: Whether numbers of rows that recur are made by a compiled function.
     """
     fixed = FixedPoint(
         torch.empty((n_digits, len(x), n_columns), dtype=torch.int8, device=x.device),
@@ -59,8 +59,8 @@ def fixed_point(x: Tensor, n_columns: int, *, n_digits: int, compile: bool) -> F
 
 
 def recurs(n_rows: int) -> bool:
-    """Whether a number of rows is worth compiling for: one, or whole blocks."""
-    return n_rows == 1 or (n_rows > 0 and n_rows % N_BLOCK_ROWS == 0)
+    """Whether a number of rows is worth compiling for: a power of two, as batches mostly are, or whole blocks."""
+    return n_rows > 0 and (n_rows & n_rows - 1 == 0 or n_rows % N_BLOCK_ROWS == 0)
 
 
 def _fill(x: Tensor, unit: Tensor, *digits: Tensor) -> None:

@@ -9,8 +9,8 @@ eager      a tile of rows becomes levels in a buffer that is     only when force
 tiled      the same, tiles filled by compiled functions          CPUs without 8-bit dot products and GPUs at many rows
                                                                  of x; 128 rows of bfloat16 and more where the
                                                                  processor multiplies these; what ``integer`` refuses
-fused      bits to levels, multiply and sum in one compiled      four rows of x or fewer (GPU 8) at two bits a weight,
-           loop; nothing is written but the result               two at three bits, one at four or five
+fused      bits to levels, multiply and sum in one compiled      six rows of x or fewer (GPU 8) at two bits a weight,
+           loop; nothing is written but the result               three at three bits, two at four, one at more
 integer    a tile becomes 8-bit levels, x fixed-point digits;    CPUs with VNNI, all else
            ``torch._int_mm``, exact sums
 int8       as ``integer`` with a single digit                    only when forced: 8-bit activations
@@ -21,9 +21,10 @@ are 8-bit integers without any loss, and an integer sum is exact, whatever the o
 So two or three digits of x (:mod:`smask.fixedpoint`) at four times the speed beat float32 at its precision. A single
 digit of a single row is a product of a matrix and a vector; up to :data:`N_VECTORS` of those, one after the other, take
 less time than one product of matrices. Dot products of bfloat16 are as fast as two digits, and at many rows need less
-around them; their sums are rounded before scales and bias, and once more after. Few rows are fastest fused: a shift, a
-mask and a multiplication make and use sixteen weights, and no tile is written. Where there is no compiler, ``integer``
-and ``tiled`` fill their tiles by plain operations, and ``fused`` is refused.
+around them: levels of one plane are made of bits alone (:mod:`smask.halves`), and there is one sum, not two; it is
+rounded before scales and bias, and once more after. Few rows are fastest fused: a shift, a mask and a multiplication
+make and use sixteen weights, and no tile is written. Where there is no compiler, ``integer`` and ``tiled`` fill their
+tiles by plain operations, and ``fused`` is refused.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import compiler
+from . import compiler, halves
 from .errors import ArgumentError, UnsupportedError
 from .fixedpoint import N_DIGITS, FixedPoint, fixed_point
 from .packing import PackedMatrix, dense_rows
-from .sums import finish
+from .sums import finish, scale_into
 from .tiles import bit_order, buffer, level_tiles, natural_order, tiles
 
 # Products with single vectors that are faster than one matrix product, measured on 2 AVX-512 cores.
@@ -49,11 +50,11 @@ N_VECTORS = 6
 # Sums that are finished together; more are finished tile by tile, while they are in a cache.
 N_SUMS = 1 << 20
 # Rows of x and magnitude planes, one times the other, that are fastest fused.
-N_FUSED = {"cpu": 4, "cuda": 8}
+N_FUSED = {"cpu": 6, "cuda": 8}
 # Rows of bfloat16 from which products of halves beat those of two 8-bit digits, where the processor has the former.
 N_HALVES = 128
-# Digits in memory at a time; more rows take turns, each with all tiles.
-N_DIGIT_BYTES = 1 << 22
+# Activations, or their digits, that stay in a cache of a CPU; more rows take turns, each with all tiles.
+N_TURN_BYTES = 1 << 22
 # Smaller matrices are not worth seconds of compiling: plain operations take tens of microseconds longer.
 N_COMPILE_WEIGHTS = 1 << 18
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -132,25 +133,38 @@ def tiled(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, compile: bool
     # Levels and their sums are not scaled yet, which float16 might not hold.
     narrow = x.dtype == torch.bfloat16 and packed.offset is None
     dtype = x.dtype if narrow or x.dtype == torch.float64 else torch.float32
-    columns = bit_order(x.to(dtype), 8 * packed.planes.shape[2])
-    y = x.new_empty(len(x), packed.n_rows)
-    for start, end, levels in level_tiles(packed, dtype, compile=compile and compiles(packed)):
-        room = buffer(len(x) * (end - start), dtype, x.device, use="products").view(len(x), -1)
-        product = torch.mm(columns, levels.t(), out=room)
-        y[:, start:end] = finished(product, packed, bias, slice(start, end))
+    y, compile = x.new_empty(len(x), packed.n_rows), compile and compiles(packed)
+    n_row = max(1, x.shape[1] * dtype.itemsize)
+    n_turn = max(1, N_TURN_BYTES // n_row if x.device.type == "cpu" else len(x))
+    for turn in range(0, len(x), n_turn):
+        _multiply_tiles(x[turn : turn + n_turn].to(dtype), packed, bias, y[turn : turn + n_turn], compile=compile)
     return y
+
+
+def _multiply_tiles(x: Tensor, packed: PackedMatrix, bias: Tensor | None, y: Tensor, *, compile: bool) -> None:
+    n_columns = 8 * packed.planes.shape[2]
+    if halves.fits(packed, x.dtype):
+        columns, filled = halves.pair_order(x, n_columns), halves.pair_tiles(packed, compile=compile)
+    else:
+        columns, filled = bit_order(x, n_columns), level_tiles(packed, x.dtype, compile=compile)
+    for start, end, levels in filled:
+        room = buffer(len(x) * (end - start), x.dtype, x.device, use="products").view(len(x), -1)
+        product = torch.mm(columns, levels.t(), out=room)
+        scale_into(y[:, start:end], product, packed, bias, slice(start, end), compile=compile)
 
 
 def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
     """One compiled loop over the words of a row, 32 columns each."""
     n_words = packed.planes.shape[2] // 4
-    columns = x if x.shape[1] == 32 * n_words else F.pad(x, (0, 32 * n_words - x.shape[1]))
+    padded = x if x.shape[1] == 32 * n_words else F.pad(x, (0, 32 * n_words - x.shape[1]))
     # By bits of a byte, bytes of a word and words; halved, since levels are doubled and sums must not overflow.
-    columns = columns.to(torch.float32).mul(0.5).view(len(x), n_words, 4, 8).permute(0, 3, 2, 1).contiguous()
+    columns = torch.empty((len(x), 8, 4, n_words), dtype=torch.float32, device=x.device)
+    columns.copy_(padded.view(len(x), n_words, 4, 8).permute(0, 3, 2, 1)).mul_(0.5)
     columns, planes = columns.view(len(x), 32, n_words), packed.planes.view(torch.int32)
     # On a CPU one row of x stays in the first-level cache, and its sums in registers: rows take turns.
     turns = (columns,) if len(x) == 1 or x.device.type != "cpu" else torch.split(columns, 1)
-    work = compiler.compiled(_fused, turns[0], planes, packed.scale)
+    # A product with a level is exact, so that one rounding instead of two changes nothing.
+    work = compiler.compiled(_fused, turns[0], planes, packed.scale, contract=True)
     products = [work(turn, planes, packed.scale) for turn in turns]
     product = products[0] if len(products) == 1 else torch.cat(products)
     return (product if bias is None else product.add_(bias)).to(x.dtype)
@@ -158,6 +172,8 @@ def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
 
 # Every second bit of a word, the others, and the two bits of a float32 that make it -2, -0, 0 or 2 if the rest is 0.
 ODD, EVEN, SIGNED_TWO = -0x55555556, 0x55555555, -0x40000000
+# Sums side by side, so that an addition need not wait for the one before: two take an eighth longer, eight no less.
+N_CHAINS = 4
 
 
 def _fused(columns: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
@@ -173,14 +189,14 @@ def _fused(columns: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
         lower = plane if lower is None else lower | plane
     for plane in reversed(magnitudes):
         pairs = (sign & ODD) | (plane >> 1 & EVEN), (sign << 1 & ODD) | (plane & EVEN)
-        sums: list[Tensor | None] = [None, None]  # so that an addition need not wait for the one before
+        sums: list[Tensor | None] = [None] * N_CHAINS
         for index in range(32):
             bit = 31 - index
             level = (pairs[index & 1] << (index & 30) & SIGNED_TWO).view(torch.float32)
             term = level[None] * columns[:, 4 * (bit & 7) + (bit >> 3), None, :]
-            last = sums[index & 1]
-            sums[index & 1] = term if last is None else last + term
-        of_plane = sums[0] + sums[1]  # type: ignore[operator]
+            last = sums[index % N_CHAINS]
+            sums[index % N_CHAINS] = term if last is None else last + term
+        of_plane = (sums[0] + sums[1]) + (sums[2] + sums[3])  # type: ignore[operator]
         total = of_plane if total is None else 2 * total + of_plane
     return total.sum(-1) * scale  # type: ignore[union-attr]
 
@@ -190,16 +206,16 @@ def integer(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, n_digits: i
     n_digits = n_digits or N_DIGITS[x.dtype]
     n_columns, compile = 8 * packed.planes.shape[2], compiles(packed)
     y = x.new_empty(len(x), packed.n_rows)
-    n_turn = max(1, N_DIGIT_BYTES // max(1, n_digits * n_columns))
+    n_turn = max(1, N_TURN_BYTES // max(1, n_digits * n_columns))
     for turn in range(0, len(x), n_turn):
         fixed = fixed_point(x[turn : turn + n_turn], n_columns, n_digits=n_digits, compile=compile)
         if not bool(fixed.unit.isfinite().all()):  # infinities and NaNs have no digits
             return tiled(x, packed, bias)
-        _multiply(fixed, packed, bias, y[turn : turn + n_turn], compile=compile)
+        _multiply_digits(fixed, packed, bias, y[turn : turn + n_turn], compile=compile)
     return y
 
 
-def _multiply(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | None, y: Tensor, *, compile: bool) -> None:
+def _multiply_digits(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | None, y: Tensor, *, compile: bool) -> None:
     """Sums of digits times levels, finished at once where they are few and tile by tile otherwise."""
     digits = fixed.digits.flatten(0, 1)
     n = len(digits)
@@ -221,17 +237,6 @@ def _multiply(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | None, y: T
     if len(sums) != len(fixed.digits):
         sums = torch.cat(list(sums), 1).view(packed.n_rows, len(fixed.digits), -1).unbind(1)
     finish(y, fixed.unit, sums, packed, bias, slice(0, packed.n_rows), compile=compile)
-
-
-def finished(product: Tensor, packed: PackedMatrix, bias: Tensor | None, rows: slice, *, dim: int = -1) -> Tensor:
-    """Scales and bias of some rows of the weights, which lie along a dimension, in float32 or wider."""
-    shape = [1] * product.dim()
-    shape[dim] = -1
-    scale = packed.scale if len(packed.scale) == 1 else packed.scale[rows]
-    if product.dtype not in (torch.float32, torch.float64):
-        product = product.to(torch.float32)
-    product = product.mul_(scale.view(shape))
-    return product if bias is None else product.add_(bias[rows].view(shape))
 
 
 def _check(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""Sums of 8-bit digits times levels, which are integers, become products."""
+"""Sums of activations times levels become products: scales and bias, and digits joined where sums are integers."""
 
 from __future__ import annotations
 
@@ -41,6 +41,29 @@ def finish(
     (compiler.compiled(work, *arguments) if compile and recurs(len(y)) else work)(*arguments)
 
 
+def finished(product: Tensor, packed: PackedMatrix, bias: Tensor | None, rows: slice, *, dim: int = -1) -> Tensor:
+    """Scales and bias of some rows of the weights, which lie along a dimension, in float32 or wider."""
+    shape = [1] * product.dim()
+    shape[dim] = -1
+    scale = packed.scale if len(packed.scale) == 1 else packed.scale[rows]
+    if product.dtype not in (torch.float32, torch.float64):
+        product = product.to(torch.float32)
+    product = product.mul_(scale.view(shape))
+    return product if bias is None else product.add_(bias[rows].view(shape))
+
+
+def scale_into(
+    y: Tensor, product: Tensor, packed: PackedMatrix, bias: Tensor | None, rows: slice, *, compile: bool
+) -> None:
+    """Writes sums of some rows of the weights, [B, R] in any floating dtype, with scales and bias into y [B, R]."""
+    if not compile or not recurs(len(y)) or y.dtype == torch.float64:
+        y.copy_(finished(product, packed, bias, rows))
+        return
+    scale = packed.scale if len(packed.scale) == 1 else packed.scale[rows]
+    arguments = (y, product, scale) if bias is None else (y, product, scale, bias[rows])
+    compiler.compiled(_scale if bias is None else _scale_biased, *arguments)(*arguments)
+
+
 def _join(y: Tensor, unit: Tensor, scale: Tensor, *sums: Tensor) -> None:
     """y [B, R] from sums over levels, int32 [R, B] a digit; the upper two digits are joined as integers."""
     y.copy_(_total(unit, scale, sums, narrow=True).t())
@@ -65,6 +88,14 @@ _JOINS: dict[tuple[bool, bool], Callable[..., None]] = {
     (False, False): _join_wide,
     (False, True): _join_wide_biased,
 }
+
+
+def _scale(y: Tensor, product: Tensor, scale: Tensor) -> None:
+    y.copy_(product.to(torch.float32) * scale)
+
+
+def _scale_biased(y: Tensor, product: Tensor, scale: Tensor, bias: Tensor) -> None:
+    y.copy_(product.to(torch.float32) * scale + bias)
 
 
 def _total(unit: Tensor, scale: Tensor, sums: Sequence[Tensor], *, narrow: bool) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from .packing import PackedMatrix, SignSource, packed_bits, row_bytes, sign_bits
 N_TILE_BYTES = 1 << 22
 # Rooms of more bytes are not kept from call to call: a product of very many rows would hold its memory for good.
 N_KEPT_BYTES = 1 << 23
+# Plans of one matrix that are kept: of its kernels, compiled or not.
+N_PLANS = 4
 ONES = 0x01010101
 
 
@@ -36,7 +38,7 @@ class Tile(NamedTuple):
     values: Tensor
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """How one tile is filled: views and functions that are the same at every call."""
 
     tile: Tile
@@ -54,7 +56,7 @@ def tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TILE_BYT
     Yields:
         Signed levels, without offset and scale.
     """
-    for step in _plan(packed, compile, n_tile_bytes):
+    for step in planned(packed, (compile, n_tile_bytes), partial(_steps, packed, compile, n_tile_bytes)):
         step.fill()
         yield step.tile
 
@@ -84,31 +86,44 @@ def natural_order(x: Tensor, n_columns: int) -> Tensor:
     return x.view(len(x), 8, -1).transpose(1, 2).reshape(len(x), -1)[:, :n_columns]
 
 
-def _plan(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[_Step]:
-    """Steps for a matrix, kept as long as its planes: cutting views takes longer than filling a small tile."""
+def planned(packed: PackedMatrix, key: tuple[Any, ...], steps: Callable[[], list[Step]]) -> list[Step]:
+    """Steps for a matrix, kept as long as its planes: cutting views takes longer than filling a small tile.
+
+    Args:
+        packed: The matrix.
+        key: What else the steps depend on.
+        steps: Makes them.
+    """
     plans = _LOCAL.plans.setdefault(packed.planes, {})  # type: ignore[no-untyped-call]
-    key = (compile, n_tile_bytes, packed.n_columns, packed.signs, packed.planes.data_ptr())
+    key = (*key, packed.n_columns, packed.signs, packed.planes.data_ptr())
     if key not in plans:
-        plans.clear()
+        if len(plans) >= N_PLANS:
+            plans.clear()
         # Kept tensors must not be those of an inference mode, which nobody may write into later.
         with torch.inference_mode(False), torch.no_grad():
-            plans[key] = _steps(packed, compile, n_tile_bytes)
+            plans[key] = steps()
     return plans[key]  # type: ignore[no-any-return]
 
 
-def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[_Step]:
+def rows_of_tiles(packed: PackedMatrix, n_row_bytes: int, n_tile_bytes: int) -> Iterator[slice]:
+    """Rows of each tile: as many as fit, a multiple of 16 where that many do."""
+    n_rows = max(1, min(packed.n_rows, n_tile_bytes // max(1, n_row_bytes)))
+    n_rows -= n_rows % 16 if n_rows >= 16 else 0
+    for start in range(0, packed.n_rows, n_rows):
+        yield slice(start, min(start + n_rows, packed.n_rows))
+
+
+def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[Step]:
     # Views of a detached alias: a view of the planes themselves would keep them alive, and with them this plan.
     planes = packed.planes.detach().view(torch.int32)
     n_columns = 8 * packed.planes.shape[2]
-    n_rows = max(1, min(packed.n_rows, n_tile_bytes // max(1, n_columns)))
-    n_rows -= n_rows % 16 if n_rows >= 16 else 0
-    room = buffer(max(n_rows * n_columns, n_tile_bytes), torch.int8, planes.device, use="levels")
     steps = []
-    for start in range(0, packed.n_rows, n_rows):
-        end = min(start + n_rows, packed.n_rows)
-        levels = room[: (end - start) * n_columns].view(end - start, n_columns)
-        fill = _fill(levels, planes[:, start:end], _signs(packed, start, end, compile), compile)
-        steps.append(_Step(Tile(start, end, levels), fill))
+    for rows in rows_of_tiles(packed, n_columns, n_tile_bytes):
+        n = rows.stop - rows.start
+        room = buffer(max(n * n_columns, n_tile_bytes), torch.int8, planes.device, use="levels")
+        levels = room[: n * n_columns].view(n, n_columns)
+        fill = _fill(levels, planes[:, rows], _signs(packed, rows, compile), compile)
+        steps.append(Step(Tile(rows.start, rows.stop, levels), fill))
     return steps
 
 
@@ -120,11 +135,10 @@ def _fill(levels: Tensor, planes: Tensor, signs: Callable[[], Tensor] | None, co
     return lambda: work(out, planes, signs())
 
 
-def _signs(packed: PackedMatrix, start: int, end: int, compile: bool) -> Callable[[], Tensor] | None:
-    source, n_columns, device = packed.signs, packed.n_columns, packed.planes.device
-    if source is None:
+def _signs(packed: PackedMatrix, rows: slice, compile: bool) -> Callable[[], Tensor] | None:
+    if packed.signs is None:
         return None
-    return lambda: sign_words(source, n_columns, slice(start, end), device, compile=compile)
+    return partial(sign_words, packed.signs, packed.n_columns, rows, packed.planes.device, compile=compile)
 
 
 def sign_words(signs: SignSource, n_columns: int, rows: slice, device: torch.device, *, compile: bool) -> Tensor:

@@ -61,8 +61,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise UnsupportedError("sparse method", arguments.sparse, tuple(METHODS))
     if arguments.file:
         raise ArgumentError("--sparse", arguments.sparse, "no FILE beside it: masks of a ticket stay as they are")
-    if arguments.base is not None:
-        raise ArgumentError("--base", arguments.base, "none beside --sparse, whose weights begin normal")
+    for option in ("base", "spread"):
+        if getattr(arguments, option) is not None:
+            how = "none beside --sparse, whose weights begin normal, with the spread he"
+            raise ArgumentError(f"--{option}", getattr(arguments, option), how)
     if arguments.sparse_rule is not None and arguments.sparse_rule not in RULES:
         raise UnsupportedError("density rule", arguments.sparse_rule, RULES)
     for name in ("density", "first_density", "last_density"):

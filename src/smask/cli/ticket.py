@@ -146,7 +146,8 @@ def _found(
         ticket = find_ticket(
             net, job.batches(), density=arguments.density, last_density=arguments.last_density,
             rounds=arguments.rounds, criterion=arguments.criterion, treatment=treatment,
-            base=arguments.base or "normal", trained=trained, checkpoints=rounds, **job.options(bar),
+            base=arguments.base or "normal", spread=arguments.spread or "he", trained=trained, checkpoints=rounds,
+            **job.options(bar),
         )  # fmt: skip
     return ticket, told
 

@@ -135,7 +135,7 @@ def _ticket(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, T
     from ..recipe import recipe_of
     from .encode_job import changed
 
-    for option in ("arch", "base"):
+    for option in ("arch", "base", "spread"):
         if getattr(arguments, option) is not None:
             raise ArgumentError(f"--{option}", getattr(arguments, option), "none beside FILE, which says it")
     model = codec.load(arguments.file)
@@ -151,7 +151,7 @@ def _dense(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, Te
     from .encode_job import task_and_net
 
     task, net, name = task_and_net(arguments)
-    origins = origins_of(net, base=arguments.base or "normal")
+    origins = origins_of(net, base=arguments.base or "normal", spread=arguments.spread or "he")
     return task, initial_model(net, origins, seed=arguments.seed), {}, name
 
 

@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--task", default="classify", choices=("classify", "lm"), help="lm: predict text (default %(default)s)")
     option("--arch", metavar="A", help="architecture, as for smask encode")
     option("--base", metavar="B", help="initial weights of the seed: normal, uniform or signed (default normal)")
+    option("--spread", metavar="R", help="of these weights: he or glorot (default he)")
     option("--seed", type=int, default=0, metavar="S", help="of weights, batches and what is drawn (default 0)")
     option(
         "--epochs", type=int, metavar="N",

@@ -51,6 +51,7 @@ def find_ticket(
     criterion: str = "large-final",
     treatment: Treatment | None = None,
     base: str = "normal",
+    spread: str = "he",
     seed: int = 0,
     meta: Mapping[str, str] | None = None,
     trained: Callable[[int, Trained], None] | None = None,
@@ -74,6 +75,7 @@ def find_ticket(
         treatment: What kept and pruned weights begin with; rewound and zero by default. In the rounds kept weights are
             always rewound.
         base: ``normal``, ``uniform`` or ``signed``.
+        spread: Of the initial weights, one of :data:`smask.training.initial.SPREADS`.
         seed: Of the initial weights and of whatever is drawn, 0 to 2**64 - 1.
         meta: Free text to be written into the file, beside what this adds.
         trained: Called after each training with the round, from 1, and its net.
@@ -83,7 +85,7 @@ def find_ticket(
 
     Raises:
         ArgumentError: A value out of range, or a criterion that keeps no weight of a layer.
-        UnsupportedError: An unknown criterion or base.
+        UnsupportedError: An unknown criterion, base or spread.
         DivergedError, ResumeError, CheckpointError: As :func:`smask.training.loop.train_weights`.
     """
     treatment = treatment or Treatment()
@@ -93,7 +95,7 @@ def find_ticket(
         raise ArgumentError("rounds", rounds, "1 or more")
     if not 0 <= seed < 2**64:
         raise ArgumentError("seed", seed, "0 to 2**64 - 1")
-    origins = origins_of(model, base=base)
+    origins = origins_of(model, base=base, spread=spread)
     ends = layer_ends(list(origins), density=density, last=last_density)
     start = initial_model(model, origins, seed=seed)
     initial = {name: start.get_parameter(name).detach() for name in origins}
@@ -101,7 +103,7 @@ def find_ticket(
     masks = {name: torch.ones(value.shape, dtype=torch.bool) for name, value in initial.items()}
     settings = {
         "density": density, "last_density": last_density, "rounds": rounds, "criterion": criterion, "base": base,
-        "pruned": treatment.pruned,
+        "pruned": treatment.pruned, "spread": spread,
     }  # fmt: skip
     own = getattr(batches, "generator", None)
     own = own if isinstance(own, torch.Generator) else torch.Generator()

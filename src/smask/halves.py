@@ -1,0 +1,87 @@
+"""Tiles of bfloat16 levels of one plane, made of bits without converting a number.
+
+A level of a supermask is -1, 0 or 1. The upper two bits of the bfloat16 numbers -2 and 2 are its sign and its mask, all
+others are zero; taking the mask away again seven bits lower makes 1 of 2. So where signs and masks of every second
+column stand side by side in a word of 32 bits, one shift and one mask give two levels that are sixteen columns apart.
+
+Columns of such a tile stand in *pair order*: columns 0 and 16 of the first 32, of the next 32, and so on, then columns
+1 and 17 of each, up to 15 and 31. Activations are brought into the same order once a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import compiler
+from .packing import PackedMatrix
+from .tiles import N_TILE_BYTES, Step, Tile, buffer, planned, rows_of_tiles, sign_words
+
+# Every second bit of a word, the others, and in both halves of a word: sign and mask, the mask alone.
+ODD, EVEN, PAIRS, MASKS = -0x55555556, 0x55555555, -0x3FFF4000, 0x40004000
+
+
+def fits(packed: PackedMatrix, dtype: torch.dtype) -> bool:
+    """Whether levels of a matrix can be made so."""
+    return dtype == torch.bfloat16 and packed.n_magnitude_bits == 1 and packed.offset is None
+
+
+def pair_order(x: Tensor, n_columns: int) -> Tensor:
+    """Columns [B, K] padded with zeros to K' and brought into pair order: [B, K'], contiguous."""
+    if x.shape[1] != n_columns:
+        x = F.pad(x, (0, n_columns - x.shape[1]))
+    return x.view(len(x), n_columns // 32, 2, 16).permute(0, 3, 1, 2).reshape(len(x), n_columns)
+
+
+def pair_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES) -> Iterator[Tile]:
+    """All rows of a matrix that :func:`fits`, as bfloat16 levels in pair order, tile by tile, like
+    :func:`smask.tiles.tiles`.
+
+    Args:
+        packed: The matrix.
+        compile: Whether to compile what fills a tile.
+        n_tile_bytes: Size of the buffer.
+
+    Yields:
+        Levels -1, 0 and 1, without scale; a tile is valid until the next one is asked for.
+    """
+    for step in planned(packed, ("pairs", compile, n_tile_bytes), partial(_steps, packed, compile, n_tile_bytes)):
+        step.fill()
+        yield step.tile
+
+
+def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[Step]:
+    # Views of a detached alias, as for all plans.
+    planes, n_words = packed.planes.detach().view(torch.int32), packed.planes.shape[2] // 4
+    steps = []
+    for rows in rows_of_tiles(packed, 64 * n_words, n_tile_bytes):
+        n = rows.stop - rows.start
+        room = buffer(max(16 * n * n_words, n_tile_bytes // 4), torch.int32, planes.device, use="levels")
+        out = room[: 16 * n * n_words].view(n, 8, 2, n_words)
+        values = out.view(torch.bfloat16).view(n, 32 * n_words)
+        steps.append(Step(Tile(rows.start, rows.stop, values), _filler(out, planes[:, rows], packed, rows, compile)))
+    return steps
+
+
+def _filler(out: Tensor, planes: Tensor, packed: PackedMatrix, rows: slice, compile: bool) -> Callable[[], object]:
+    source, mask = packed.signs, planes[-1]
+    work = compiler.compiled(_fill, out, planes[0], mask) if compile else _fill
+    if source is None:
+        return partial(work, out, planes[0], mask)
+    signs = partial(sign_words, source, packed.n_columns, rows, planes.device, compile=compile)
+    return lambda: work(out, signs(), mask)
+
+
+def _fill(out: Tensor, signs: Tensor, mask: Tensor) -> None:
+    """Pairs of levels int32 [R, 8, 2, W] from words int32 [R, W] of signs, a set bit being -1, and of masks."""
+    # From the lowest column to the highest, which a shift of nothing leaves at the top.
+    shift = torch.arange(14, -1, -2, dtype=torch.int32, device=out.device)[None, :, None]
+    even = (signs << 1 & ODD) | (mask & EVEN)
+    odd = (signs & ODD) | (mask >> 1 & EVEN)
+    for index, word in enumerate((even, odd)):
+        twice = word[:, None] << shift & PAIRS
+        torch.sub(twice, (twice & MASKS) >> 7, out=out[:, :, index])
