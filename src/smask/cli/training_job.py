@@ -49,6 +49,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--lr", type=float, metavar="L", help="learning rate at the start (default 1e-3 for adam, 0.1 for sgd)")
     option("--rate", default="cosine", metavar="R", help="how it falls: cosine or constant (default %(default)s)")
     option("--weight-decay", type=float, default=0.0, metavar="X", help="times the weights, added to their gradients")
+    option(
+        "--precision", default="fp32", metavar="P", help="arithmetic of the model: fp32 or bf16 (default %(default)s)"
+    )
     option("--shift", type=int, metavar="P", help="move training images by up to P pixels (default as smask encode)")
     option("--flip", action="store_true", help="mirror every other training image left to right, by chance")
     option(
@@ -79,12 +82,14 @@ def check(arguments: argparse.Namespace) -> None:
     """
     from ..errors import ArgumentError, UnsupportedError
     from ..runs import board
-    from ..training.initial import SPREADS
+    from ..training.initial import SPREADS, UNIT_SPREADS
+    from ..training.loop import PRECISIONS
     from ..training.optimizers import OPTIMIZERS, RATES
 
     if arguments.task == "lm" and arguments.data == "digits":
         raise ArgumentError("--task lm", "no text", "--data FILE.txt beside it")
-    for name, known in (("optimizer", OPTIMIZERS), ("rate", RATES), ("base", SPREADS)):
+    names = {"optimizer": OPTIMIZERS, "rate": RATES, "base": UNIT_SPREADS, "spread": SPREADS, "precision": PRECISIONS}
+    for name, known in names.items():
         if getattr(arguments, name) not in (*known, None):
             raise UnsupportedError(name, getattr(arguments, name), tuple(known))
     if arguments.tensorboard:
@@ -137,6 +142,7 @@ class TrainingJob:
         return {
             "optimizer": arguments.optimizer, "lr": arguments.lr, "rate": arguments.rate,
             "weight_decay": arguments.weight_decay, "epochs": self.epochs, "seed": arguments.seed,
+            "precision": arguments.precision,
             "loss": self.task.loss(arguments.label_smoothing), "device": self.device, "meta": self.meta,
             "progress": bars.listener(bar, self.log, self.board),
         }  # fmt: skip

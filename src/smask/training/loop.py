@@ -18,6 +18,7 @@ from ..errors import ArgumentError, CheckpointError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe, attach
 from ..search.identity import fingerprint_of, n_batches_of, name_of
 from ..search.order import Order
+from ..search.precision import Precision
 from ..search.progress import Meter, Progress
 from ..search.ranks import Ranks
 from ..search.run import moved
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # Steps between two looks at the loss.
 N_REPORT = 40
+# Gradients are not scaled, as float16 would need.
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,7 @@ def train_weights(
     seed: int = 0,
     loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     device: torch.device | str = "cpu",
+    precision: str = "fp32",
     meta: dict[str, str] | None = None,
     progress: Callable[[Progress], None] | None = None,
     validate: Callable[[nn.Module], float] | None = None,
@@ -88,6 +92,7 @@ def train_weights(
         seed: Of whatever the model draws, 0 to 2**64 - 1.
         loss: (outputs of the model, targets) to a scalar.
         device: Where to train.
+        precision: Arithmetic of passes through the model, one of :data:`PRECISIONS`; weights are float32.
         meta: Free text to be written into the file.
         progress: Called every few steps.
         validate: Called after every epoch with the model in evaluation mode; more is better.
@@ -99,15 +104,17 @@ def train_weights(
 
     Raises:
         ArgumentError: A value out of range, a mask that does not fit, no batches.
-        UnsupportedError: An unknown optimiser or rate.
+        UnsupportedError: An unknown optimiser, rate or precision.
         DivergedError: A loss that is not finite.
         RankError: Processes of the group no longer agree, or one has ended.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
     masks, outside = dict(masks or {}), dict(outside or {})
-    for what, got, known in (("optimizer", optimizer, OPTIMIZERS), ("rate", rate, RATES)):
+    for what, got, known in (
+        ("optimizer", optimizer, tuple(OPTIMIZERS)), ("rate", rate, tuple(RATES)), ("precision", precision, PRECISIONS),
+    ):  # fmt: skip
         if got not in known:
-            raise UnsupportedError(what, got, tuple(known))
+            raise UnsupportedError(what, got, known)
     lr = OPTIMIZERS[optimizer].lr if lr is None else lr
     _check(lr, weight_decay, epochs, seed)
     n_batches, here = n_batches_of(batches), torch.device(device)
@@ -115,7 +122,7 @@ def train_weights(
     _check_masks(model, masks, outside)
     own = {
         "optimizer": optimizer, "lr": lr, "rate": rate, "weight_decay": weight_decay, "epochs": epochs, "seed": seed,
-        "loss": name_of(loss), "n_batches": n_batches, "validate": validate is not None,
+        "loss": name_of(loss), "precision": precision, "n_batches": n_batches, "validate": validate is not None,
         "change": dict(change.settings()) | {"every": change.every} if change else None,
     }  # fmt: skip
     ranks = Ranks(group, here)
@@ -136,6 +143,7 @@ def train_weights(
         training = Training(
             model, {name: parameters[name] for name in masks}, masks, outside, optimizer=OPTIMIZERS[optimizer],
             weight_decay=weight_decay, rate=lambda step: lr * factor(step / n_steps), change=change,
+            precision=Precision(precision, here),
         )  # fmt: skip
         order = Order(batches, epochs, here)
         _run(training, order, n_steps, loss, progress, validate, checkpoints if ranks.rank == 0 else None, own, ranks)

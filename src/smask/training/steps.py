@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import bitcoding
 from ..search.objective import called
+from ..search.precision import Precision
 from .optimizers import Optimizer
 
 
@@ -71,6 +72,7 @@ class Training:
         rate: Step to learning rate.
         change: Changes masks; in its steps weights do not move otherwise, as in Evci et al., "Rigging the Lottery"
             (2020), algorithm 1.
+        precision: Of passes through the model; in float32 by default.
 
     Attributes:
         changed: Whether the last step did so.
@@ -87,7 +89,9 @@ class Training:
         weight_decay: float,
         rate: Callable[[int], float],
         change: Change | None = None,
+        precision: Precision | None = None,
     ) -> None:
+        self.precision = precision or Precision("fp32", torch.device("cpu"))
         self.model, self.weights, self.rate, self.change, self.done = model, weights, rate, change, 0
         self.changed = False
         self.optimizer = optimizer.make([p for p in model.parameters() if p.requires_grad], weight_decay)
@@ -107,7 +111,9 @@ class Training:
     ) -> Tensor:
         """One batch: forward, backward, and an update of the weights or of the masks; the loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        outputs = called(self.model, x)
+        with self.precision.passes():
+            outputs = called(self.model, x)
+        outputs = self.precision.outputs(outputs)
         value = loss(outputs, y)
         value.backward()  # type: ignore[no-untyped-call]
         if seen is not None:
