@@ -20,6 +20,7 @@ from smask.errors import ArchitectureError, ArgumentError, UnsupportedError
         ("conv4", 2_425_024, 2_425_930),  # 2.4 M
         ("conv6", 2_261_184, 2_262_602),  # Ramanujan et al. 2020: 2.26 M
         ("conv8", 5_275_840, 5_278_282),  # 5.28 M
+        ("resnet18", 11_164_352, 11_173_962),  # 11.17 M of kuangliu/pytorch-cifar
         ("resnet20", 268_336, 269_722),  # He et al. 2016, table 6: 0.27 M
         ("resnet32", 461_872, 464_154),  # 0.46 M
         ("resnet44", 655_408, 658_586),  # 0.66 M
@@ -71,7 +72,7 @@ def test_gpt_for_data_that_are_no_tokens() -> None:
         named_nets.architecture("gpt:1x16x2", input_shape=(1, 8, 8), n_classes=10)
 
 
-@pytest.mark.parametrize("name", ["lenet-300-100", "mnist-cnn", "conv4", "resnet20"])
+@pytest.mark.parametrize("name", ["lenet-300-100", "mnist-cnn", "conv4", "resnet18", "resnet20"])
 def test_nets_follow_the_data(name: str) -> None:
     arch = named_nets.architecture(name, input_shape=(3, 40, 36), n_classes=7, mean=[0.1, 0.2, 0.3], std=[1, 1, 1])
     assert architectures.build(arch).eval()(torch.zeros(1, 3, 40, 36)).shape == (1, 7)

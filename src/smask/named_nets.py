@@ -10,6 +10,8 @@ conv2,4,6     Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, fi
 conv8         Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", 2020, section 4
 resnet20...56 He et al., "Deep Residual Learning", CVPR 2016, section 4.2, shortcut option A; parameter
               names as in the public checkpoints of akamaster/pytorch_resnet_cifar10
+resnet18      He et al., section 4.1, for small images: no pooling and a 3 x 3 kernel at first, shortcut option B;
+              parameter names as in kuangliu/pytorch-cifar
 gpt:4x128x4   a language model of LAYERSxWIDTHxHEADS or LAYERSxWIDTHxHEADSxCONTEXT, -tied for a head that shares the
               embedding: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3
               (pre-norm blocks of causal attention and a GELU perceptron four times as wide, learned positions), without
@@ -31,7 +33,7 @@ from .errors import ArchitectureError, ArgumentError, UnsupportedError
 Layer: TypeAlias = str | dict[str, Any]
 NAMES = (
     "lenet-300-100", "mlp:784-300-100-10", "mnist-cnn", "conv2", "conv4", "conv6", "conv8",
-    "resnet20", "resnet32", "resnet44", "resnet56", "gpt:4x128x4",
+    "resnet18", "resnet20", "resnet32", "resnet44", "resnet56", "gpt:4x128x4",
 )  # fmt: skip
 
 
@@ -197,26 +199,29 @@ def _conv_net(n_convolutions: int) -> Callable[[tuple[int, ...], int], list[Laye
     return net
 
 
-def _resnet(depth: int) -> Callable[[tuple[int, ...], int], list[Layer]]:
+def _resnet(widths: Sequence[int], n_blocks: int, *, projected: bool) -> Callable[[tuple[int, ...], int], list[Layer]]:
+    """Stages of equally many blocks, all but the first at half the size; shortcuts across are padded or projected."""
+
     def net(shape: tuple[int, ...], n_classes: int) -> list[Layer]:
+        channels = widths[0]
         layers: list[Layer] = [
-            _conv(shape[0], 16, padding=1, bias=False, name="conv1"),
-            {"op": "batch-norm-2d", "features": 16, "name": "bn1"},
+            _conv(shape[0], channels, padding=1, bias=False, name="conv1"),
+            {"op": "batch-norm-2d", "features": channels, "name": "bn1"},
             "relu",
         ]
-        channels = 16
-        for stage, outputs in enumerate((16, 32, 64)):
+        for stage, outputs in enumerate(widths):
             blocks = []
-            for block in range((depth - 2) // 6):
-                blocks.append(_resnet_block(channels, outputs, 2 if stage and not block else 1))
+            for block in range(n_blocks):
+                blocks.append(_resnet_block(channels, outputs, 2 if stage and not block else 1, projected))
                 channels = outputs
             layers.append({"op": "stack", "name": f"layer{stage + 1}", "layers": blocks})
-        return [*layers, "global-average-pool", {"op": "linear", "inputs": 64, "outputs": n_classes, "name": "linear"}]
+        head = {"op": "linear", "inputs": channels, "outputs": n_classes, "name": "linear"}
+        return [*layers, "global-average-pool", head]
 
     return net
 
 
-def _resnet_block(inputs: int, outputs: int, stride: int) -> Layer:
+def _resnet_block(inputs: int, outputs: int, stride: int, projected: bool) -> Layer:
     strided = {} if stride == 1 else {"stride": stride}
     block: dict[str, Any] = {
         "op": "residual",
@@ -230,12 +235,17 @@ def _resnet_block(inputs: int, outputs: int, stride: int) -> Layer:
         ],
     }
     if inputs != outputs or stride != 1:
-        block["shortcut"] = [{"op": "pad-shortcut", "inputs": inputs, "outputs": outputs, **strided}]
+        block["shortcut"] = (
+            [_conv(inputs, outputs, kernel=1, bias=False, **strided), {"op": "batch-norm-2d", "features": outputs}]
+            if projected
+            else [{"op": "pad-shortcut", "inputs": inputs, "outputs": outputs, **strided}]
+        )
     return block
 
 
 _NETS: dict[str, tuple[tuple[int, ...], Callable[[tuple[int, ...], int], list[Layer]]]] = {
     "mnist-cnn": ((1, 28, 28), _mnist_cnn),
     **{f"conv{n}": ((3, 32, 32), _conv_net(n)) for n in (2, 4, 6, 8)},
-    **{f"resnet{depth}": ((3, 32, 32), _resnet(depth)) for depth in (20, 32, 44, 56)},
+    "resnet18": ((3, 32, 32), _resnet((64, 128, 256, 512), 2, projected=True)),
+    **{f"resnet{6 * n + 2}": ((3, 32, 32), _resnet((16, 32, 64), n, projected=False)) for n in (3, 5, 7, 9)},
 }
