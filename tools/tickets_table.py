@@ -2,13 +2,11 @@
 
     python tools/tickets_table.py trained --data ../shared/data/mnist            # 35 minutes on one busy core
     python tools/tickets_table.py untrained --data ../shared/data/mnist          # 11 minutes on one busy core
-    python tools/tickets_table.py images --data cifar10.npz --arch conv6 --epochs 30 --device cuda       # a GPU wanted
-    python tools/tickets_table.py images --data cifar10.npz --arch conv6 --epochs 5 --precision bf16     # half an hour
     python tools/tickets_table.py tables                                         # only the page
 
 `trained`: tickets found in rounds, at once, with other weights under the same mask, and random masks, each
-trained for the same steps. `untrained`: accuracy of masks that training chose, on the weights from before it.
-`images`: the same for a convolutional net of CIFAR-10 (an .npz). Inputs are 0 to 1, as in the papers, not normalised.
+trained for the same steps. `untrained`: accuracy of masks that training chose, on the weights from before it; see also
+tools/untrained_images.py. Inputs are 0 to 1, as in the papers, not normalised.
 """
 
 from __future__ import annotations
@@ -42,14 +40,10 @@ OUT, PAGE = DOCS / "tickets.json", DOCS / "tickets.md"
 # Part kept in a round, rounds, and after how many of them the rivals are measured: 21, 11, 5.5 and 2.3 %.
 RATE, N_ROUNDS, POINTS = 0.8, 17, (7, 10, 13, 17)
 DENSITIES = (0.7, 0.5, 0.3, 0.2, 0.1)
-IMAGE_DENSITIES = (0.5, 0.3, 0.25, 0.2, 0.15, 0.1)
 # The density and the epochs at which all criteria are.
 MIDDLE, MIDDLE_EPOCHS = 0.2, 5
 # As Frankle and Carbin (2019, figure 2) have them.
 LR, BATCH_SIZE = 1.2e-3, 60
-LRS = {"conv2": 2e-4, "conv4": 3e-4, "conv6": 3e-4}
-# Convolutions keep this power of what matrices keep: 10 or 15 % less in rounds of 20 %.
-CONVOLUTIONS = {"conv2": 0.472, "conv4": 0.472, "conv6": 0.728}
 COMPARED = ("large-final", "large-final-same-sign")
 KINDS = {"rewound": Treatment(), "signed constant": Treatment("constant")}
 
@@ -61,17 +55,18 @@ def net_of(dataset: Dataset, arch: str) -> nn.Module:
     )
 
 
-def batches(dataset: Dataset, seed: int, device: str = "cpu") -> Batches:
-    return Batches(dataset, batch_size=BATCH_SIZE, seed=seed, device=device)
+def batches(dataset: Dataset, seed: int) -> Batches:
+    return Batches(dataset, batch_size=BATCH_SIZE, seed=seed)
 
 
 def pruned(
     criterion: str, density: float, initial: Mapping[str, Tensor], final: Mapping[str, Tensor], seed: int,
-    convolutions: float = 1.0,
+    convolutions: float | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Masks of one-shot pruning; convolutions keep a power of what matrices keep."""
+    """Masks of one-shot pruning; convolutions may keep another part than matrices."""
     ends = layer_ends(list(initial), density=density)
-    ends |= {name: density**convolutions for name, value in initial.items() if value.dim() == 4}
+    if convolutions is not None:
+        ends |= {name: convolutions for name, value in initial.items() if value.dim() == 4}
     return {
         name: kept_by(
             CRITERIA[criterion], torch.ones(value.shape, dtype=torch.bool), value, final[name],
@@ -122,32 +117,27 @@ def trained(dataset: Dataset, seed: int, epochs: int, say: Callable[[str], None]
 
 
 def untrained(
-    dataset: Dataset, arch: str, seed: int, epochs: int, *, criteria: Iterable[str] = CRITERIA,
-    densities: Iterable[float] = DENSITIES, device: str = "cpu", spread: str = "he", precision: str = "fp32",
-) -> dict[str, Any]:  # fmt: skip
+    dataset: Dataset, arch: str, seed: int, epochs: int, *, criteria: Iterable[str] = CRITERIA
+) -> dict[str, Any]:
     """Accuracy before training of what criteria keep, for one seed: at every density those that are compared."""
     net = net_of(dataset, arch)
-    origins = origins_of(net, spread=spread)
+    origins = origins_of(net)
     start, began = initial_model(net, origins, seed=seed), time.perf_counter()
-    dense = train_weights(
-        start, batches(dataset, seed, device), epochs=epochs, seed=seed, lr=LRS.get(arch, LR), rate="constant",
-        device=device, precision=precision,
-    ).model  # fmt: skip
+    dense = train_weights(start, batches(dataset, seed), epochs=epochs, seed=seed, lr=LR, rate="constant").model
     seconds = round(time.perf_counter() - began, 1)
     initial, final = weights_of(start, origins), weights_of(dense, origins)
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for criterion in criteria:
         found[criterion] = {kind: {} for kind in KINDS}
-        for density in densities if criterion in COMPARED else (MIDDLE,):
-            masks = pruned(criterion, density, initial, final, seed, CONVOLUTIONS.get(arch, 1.0))
+        for density in DENSITIES if criterion in COMPARED else (MIDDLE,):
+            masks = pruned(criterion, density, initial, final, seed)
             for kind, treatment in KINDS.items():
                 there = all(bool(mask.any()) for mask in masks.values())
-                model = treated(start, origins, masks, treatment, seed=seed).to(device)
-                found[criterion][kind][str(density)] = score(model, dataset, device=device).accuracy if there else None
+                model = treated(start, origins, masks, treatment, seed=seed)
+                found[criterion][kind][str(density)] = score(model, dataset).accuracy if there else None
     return {
         "seed": seed, "arch": arch, "epochs": epochs, "dense": score(dense, dataset).accuracy, "seconds": seconds,
-        "n_train": len(dataset.x_train), "n_test": len(dataset.x_test), "untrained": found, "spread": spread,
-        "precision": precision,
+        "n_train": len(dataset.x_train), "n_test": len(dataset.x_test), "untrained": found,
     }  # fmt: skip
 
 
@@ -176,12 +166,12 @@ def mean_of(runs: list[dict[str, Any]], criterion: str, kind: str, density: floa
     return f"{statistics.mean(there):.1f}" if len(there) == len(values) else "–"
 
 
-def untrained_rows(runs: list[dict[str, Any]], densities: Iterable[float] = DENSITIES) -> list[str]:
+def untrained_rows(runs: list[dict[str, Any]]) -> list[str]:
     heads = [f"{criterion}, {kind}" for criterion in COMPARED for kind in KINDS]
     lines = [f"| trained for | {' | '.join(['kept', *heads])} |", "|---" * (2 + len(heads)) + "|"]
     for epochs in sorted({run["epochs"] for run in runs}):
         these = [run for run in runs if run["epochs"] == epochs]
-        for density in densities:
+        for density in DENSITIES:
             cells = [mean_of(these, criterion, kind, density) for criterion in COMPARED for kind in KINDS]
             lines.append(f"| {epochs} epoch{'s' * (epochs > 1)} | {density:.0%} | {' | '.join(cells)} |")
     return lines
@@ -233,36 +223,18 @@ def page(report: dict[str, Any]) -> str:
             f"All criteria after {MIDDLE_EPOCHS} epochs at {MIDDLE:.0%} kept; – where a layer would keep nothing:",
             "\n".join(criteria_rows(each, MIDDLE_EPOCHS, MIDDLE)),
         ]
-    if runs := report.get("images"):
-        full = "python tools/tickets_table.py images --data cifar10.npz --arch conv6 --epochs 30 --device cuda"
-        parts += [
-            "## Untrained, CIFAR-10",
-            "Zhou et al. report up to 41 % for convolutional nets. The net below was trained for a few epochs instead "
-            f"of their 30 or so, for which a GPU is wanted: `{full}`. Adam at a constant rate, {LRS['conv2']:g} for "
-            f"`conv2` and {LRS['conv4']:g} for the deeper ones; weights begin with the spread of Glorot, as theirs do "
-            "(with that of He, whose first layer hardly moves, masks stay at 31 to 34 %). Convolutions keep 15 % less "
-            "(`conv2`, `conv4`: 10 %) where matrices keep 20 % less.",
-        ]
-        for run in runs["runs"]:
-            parts += [
-                f"`{run['arch']}`, {run['n_train']:,} training images, seed {run['seed']}, scored on {run['n_test']:,} "
-                f"test images, of which the dense net gets {run['dense']:.2%} right.",
-                "\n".join(untrained_rows([run], IMAGE_DENSITIES)),
-            ]
+    parts += ["Convolutional nets of CIFAR-10 are in [untrained-images.md](untrained-images.md)."]
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("trained", "untrained", "images", "tables"))
+    parser.add_argument("part", choices=("trained", "untrained", "tables"))
     parser.add_argument("--data", default="", metavar="DATA")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", default="", metavar="A,B", help="trained: 5; untrained: 3,5,10; images: 5")
-    parser.add_argument("--arch", default="conv6", help="of images")
+    parser.add_argument("--epochs", default="", metavar="A,B", help="trained: 5; untrained: 3,5,10")
     parser.add_argument("--images", type=int, help="use only so many training images")
     parser.add_argument("--test-images", type=int, help="use only so many test images")
-    parser.add_argument("--device", default="cpu", help="of images")
-    parser.add_argument("--precision", default="fp32", help="of images")
     arguments = parser.parse_args()
     report: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
     if arguments.part != "tables":
@@ -274,10 +246,7 @@ def main() -> int:
             dataset, x_train=dataset.x_train[few], y_train=dataset.y_train[few], x_test=dataset.x_test[tested],
             y_test=dataset.y_test[tested],
         )  # fmt: skip
-        default = {"trained": "5", "untrained": "3,5,10", "images": "5"}[arguments.part]
-        arch = arguments.arch if arguments.part == "images" else "lenet-300-100"
-        options = {"densities": IMAGE_DENSITIES, "spread": "glorot"} if arguments.part == "images" else {}
-        options |= {"device": arguments.device, "precision": arguments.precision}
+        default = {"trained": "5", "untrained": "3,5,10"}[arguments.part]
         lengths = [int(part) for part in (arguments.epochs or default).split(",")]
         about = {"machine": facts(), "epochs": lengths[0], "lr": LR, "batch_size": BATCH_SIZE}
         runs: list[dict[str, Any]] = []
@@ -286,8 +255,8 @@ def main() -> int:
                 if arguments.part == "trained":
                     runs.append(trained(dataset, seed, epochs, lambda text: print(text, file=sys.stderr)))
                 else:
-                    criteria = CRITERIA if arguments.part == "untrained" and epochs == MIDDLE_EPOCHS else COMPARED
-                    runs.append(untrained(dataset, arch, seed, epochs, criteria=criteria, **options))
+                    criteria = CRITERIA if epochs == MIDDLE_EPOCHS else COMPARED
+                    runs.append(untrained(dataset, "lenet-300-100", seed, epochs, criteria=criteria))
                     print(f"seed {seed}, {epochs} epochs: {runs[-1]['seconds']} s", file=sys.stderr)
                 report = json.loads(OUT.read_text()) if OUT.exists() else {}
                 report[arguments.part] = {"about": about, "runs": runs}

@@ -19,6 +19,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..origins import Base
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
+from .choice import best
 from .decoupled import DecoupledSearch
 from .densities import DENSEST, layer_densities
 from .distillation import relative_entropy
@@ -170,9 +171,13 @@ def find_masks(
     """
     _check(method, base, scale, initial, epochs, lr, seed, hold, settle, float_bits, patience)
     n_batches = n_batches_of(batches, accumulate)
-    method_of, here, floats = METHODS[method], torch.device(device), Floats(float_dtype, float_bits)
+    here, floats = torch.device(device), Floats(float_dtype, float_bits)
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
+    if method == "auto" and origin is None:
+        n_weights = sum(one.weight.numel() for one in maskable(model, only).values())
+        method = best(density=density, bits=8 * target.n_bytes / n_weights if target else None)
+    method_of = METHODS[method]
     passes = Precision(precision, here)
     # Overflow is seen by the rank that has the row, and all would have to leave out the step.
     if shard and precision == "fp16":

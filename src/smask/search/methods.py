@@ -44,7 +44,7 @@ def keep_in_reach(layers: Mapping[str, MaskedWeight], densities: Mapping[str, fl
     balance_thresholds(layers, densities)
     for layer in layers.values():
         scores = torch.mul(layer.latent, layer.sign, out=layer.scratch)
-        torch.mul(torch.maximum(scores, layer.threshold - REACH, out=scores), layer.sign, out=layer.latent.data)
+        torch.mul(torch.maximum(scores, layer.threshold[0] - REACH, out=scores), layer.sign, out=layer.latent.data)
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,19 @@ def equal_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
 
 
 def write_above(layer: MaskedWeight) -> None:
-    """Scale * base * [score > threshold]; in place over one buffer of floats: booleans would cost a conversion."""
-    torch.mul(layer.latent, layer.sign, out=layer.weight)
-    layer.weight.gt_(layer.threshold).mul_(layer.base).mul_(layer.scale)
+    """Scale * base * number of thresholds below the score."""
+    _write_levels(layer, torch.mul(layer.latent, layer.sign, out=layer.scratch))
 
 
 def write_magnitudes(layer: MaskedWeight) -> None:
     """Scale * base * number of thresholds below the magnitude of the score."""
-    torch.abs(layer.latent, out=layer.scratch)
-    torch.gt(layer.scratch, layer.threshold[0], out=layer.weight)
+    _write_levels(layer, torch.abs(layer.latent, out=layer.scratch))
+
+
+def _write_levels(layer: MaskedWeight, ranks: Tensor) -> None:
+    torch.gt(ranks, layer.threshold[0], out=layer.weight)  # into floats: booleans would cost a conversion
     for threshold in layer.threshold[1:]:
-        layer.weight.add_(layer.scratch > threshold)
+        layer.weight.add_(ranks > threshold)
     layer.weight.mul_(layer.base).mul_(layer.scale)
 
 
@@ -222,6 +224,13 @@ METHODS: Mapping[str, Method] = {
             "a weight whose sign is wrong for it is given up, and never farther from the mask than REACH; a density "
             'that falls on the cubic curve of Zhu and Gupta, "To prune, or not to prune" (2017), and holds',
             positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
+        ),
+        Method(
+            "coats",
+            "smask: as auto, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
+            "(below); what auto is where few weights or bits are wanted (see choice)",
+            positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
+            n_coats=3,
         ),
         Method(
             "threshold",
