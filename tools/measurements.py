@@ -62,6 +62,10 @@ def run(command: list[str]) -> str:
     return subprocess.run([sys.executable, *command], check=True, stdout=subprocess.PIPE, text=True, cwd=TOOLS).stdout
 
 
+def keep(report: dict[str, Any]) -> None:
+    OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+
+
 def write_tables(report: dict[str, Any]) -> int:
     """Puts the tables between their marks in the README."""
     write_table("searches", search_rows(report))
@@ -117,13 +121,13 @@ def main() -> int:
             if arguments.only in name or needed:
                 print(name, file=sys.stderr)
                 report["searches"][name] = search(name, options, str(Path(arguments.data).resolve()), folder)
+                keep(report)
         for name, command in FIGURES.items():
             if arguments.only in name:
                 print(name, file=sys.stderr)
                 figures = json.loads(run([part.replace("FILES", folder) for part in command]))
                 report[name] = {key: value for key, value in figures.items() if key != "machine"}
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+                keep(report)
     return write_tables(json.loads(OUT.read_text()))
 
 
