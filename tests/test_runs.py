@@ -206,6 +206,11 @@ def test_log(tmp_path: Path) -> None:
     assert [line["event"] for line in lines] == ["begin", "progress", "progress"]
     assert {"loss", "accuracy", "density", "n_bytes", "seconds_left"} <= set(lines[-1])
     assert lines[-1]["seconds_left"] == 0
+    assert lines[-1]["validation"] is None
+    log.progress(Progress(80, 80, 1, 1, 0.5, 0.25, 1000, validation=-2.5))
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["validation_bits_per_byte"] == 2.5
+    assert "validation" not in last
     with pytest.raises(ArgumentError) as caught:
         Log(tmp_path / "no" / "folder.jsonl")
     assert caught.value.name == "log"

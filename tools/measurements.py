@@ -26,7 +26,7 @@ OUT = Path(__file__).parents[1] / "docs/measurements.json"
 TOOLS = Path(__file__).parent
 RIVALS = ("zstd19_packed_of_entropy", "best_of_zlib_bz2_lzma_of_entropy")
 MNIST, FASHION = "DATA/mnist", "DATA/fashion_mnist"
-SMOOTH = ["--shift", "0", "--label-smoothing", "0.05", "--epochs", "60"]
+SMOOTH = ["--shift", "0", "--flip", "--label-smoothing", "0.05", "--epochs", "60"]
 SEARCHES = {
     "digits": [],
     "mnist lenet-300-100": ["--data", MNIST],

@@ -64,4 +64,7 @@ class Log:
             self._last = now
             rate = (at.step - self._first[1]) / max(1e-9, now - self._first[0])
             left = round((at.n_steps - at.step) / rate, 1) if rate else None
-            self.event("progress", **asdict(at), seconds_left=left)
+            values = asdict(at)
+            if at.validation is not None and at.validation < 0:  # of text, see smask.search.tasks.Language
+                values["validation_bits_per_byte"] = -values.pop("validation")
+            self.event("progress", **values, seconds_left=left)
