@@ -50,7 +50,7 @@ def compiled(function: Work, *arguments: Tensor, contract: bool = False) -> Work
 
 def available(device: torch.device | str = "cpu") -> bool:
     """Whether functions can be compiled for a kind of device; tried once, with a small function."""
-    kind = torch.device(device).type
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     if kind not in _FAILED and (_increment, kind) not in _MADE:
         with _LOCK:
             probe = torch.zeros(64, dtype=torch.int32, device=device)

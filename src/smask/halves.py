@@ -31,10 +31,11 @@ def fits(packed: PackedMatrix, dtype: torch.dtype) -> bool:
 
 
 def pair_order(x: Tensor, n_columns: int) -> Tensor:
-    """Columns [B, K] padded with zeros to K' and brought into pair order: [B, K'], contiguous."""
+    """Columns [B, K] padded with zeros to K' and brought into pair order: [B, K'], contiguous, valid until the next."""
     if x.shape[1] != n_columns:
         x = F.pad(x, (0, n_columns - x.shape[1]))
-    return x.view(len(x), n_columns // 32, 2, 16).permute(0, 3, 1, 2).reshape(len(x), n_columns)
+    room = buffer(len(x) * n_columns, x.dtype, x.device, use="columns").view(len(x), 16, n_columns // 32, 2)
+    return room.copy_(x.reshape(len(x), n_columns // 32, 2, 16).permute(0, 3, 1, 2)).view(len(x), n_columns)
 
 
 def pair_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES) -> Iterator[Tile]:

@@ -48,7 +48,7 @@ from .tiles import bit_order, buffer, level_tiles, natural_order, tiles
 # Products with single vectors that are faster than one matrix product, measured on 2 AVX-512 cores.
 N_VECTORS = 6
 # Sums that are finished together; more are finished tile by tile, while they are in a cache.
-N_SUMS = 1 << 20
+N_SUMS = 1 << 18
 # Rows of x and magnitude planes, one times the other, that are fastest fused.
 N_FUSED = {"cpu": 6, "cuda": 8}
 # Rows of bfloat16 from which products of halves beat those of two 8-bit digits, where the processor has the former.
@@ -81,14 +81,15 @@ def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kerne
     _check(x, packed, bias)
     if kernel not in ("auto", *KERNELS):
         raise UnsupportedError("kernel", kernel, ("auto", *KERNELS))
-    rows = x.reshape(math.prod(x.shape[:-1]), packed.n_columns)
+    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), packed.n_columns)
     name = choose(rows, packed) if kernel == "auto" else kernel
-    reason = KERNELS[name].refuses(rows, packed)
+    reason = "" if kernel == "auto" else KERNELS[name].refuses(rows, packed)
     if reason:
         raise UnsupportedError("product for kernel " + name, reason, tuple(n for n in KERNELS if n != name))
+    multiply = KERNELS[name if rows.numel() and packed.n_rows else "reference"].multiply
     with torch.no_grad():
-        y = KERNELS[name if rows.numel() and packed.n_rows else "reference"].multiply(rows, packed, bias)
-    return y.view(*x.shape[:-1], packed.n_rows)
+        y = multiply(rows, packed, bias)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], packed.n_rows)
 
 
 def input_gradient(gradient: Tensor, packed: PackedMatrix) -> Tensor:
@@ -105,18 +106,21 @@ def choose(x: Tensor, packed: PackedMatrix) -> str:
     """Name of the kernel that ``auto`` means for activations [B, K]."""
     if x.dtype == torch.float64:
         return "reference"
-    vnni = torch.cpu._is_vnni_supported() and not KERNELS["integer"].refuses(x, packed)
-    most = N_FUSED.get(x.device.type, 0)
-    if len(x) * packed.n_magnitude_bits <= most and compiles(packed) and not KERNELS["fused"].refuses(x, packed):
+    few = len(x) * packed.n_magnitude_bits <= N_FUSED.get(x.device.type, 0)
+    if few and _is_large(packed) and not _not_fused(x, packed):
         return "fused"
-    halves = x.dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() and len(x) >= N_HALVES
-    return "integer" if vnni and not halves else "tiled"
+    vnni = torch.cpu._is_vnni_supported() and not _not_integer(x, packed)
+    narrow = x.dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() and len(x) >= N_HALVES
+    return "integer" if vnni and not narrow else "tiled"
 
 
 def compiles(packed: PackedMatrix) -> bool:
     """Whether tiles of a matrix are filled by compiled functions."""
-    large = packed.n_rows * packed.n_columns >= N_COMPILE_WEIGHTS
-    return large and compiler.available(packed.planes.device)
+    return _is_large(packed) and compiler.available(packed.planes.device)
+
+
+def _is_large(packed: PackedMatrix) -> bool:
+    return packed.n_rows * packed.n_columns >= N_COMPILE_WEIGHTS
 
 
 def reference(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
@@ -164,10 +168,12 @@ def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
     # On a CPU one row of x stays in the first-level cache, and its sums in registers: rows take turns.
     turns = (columns,) if len(x) == 1 or x.device.type != "cpu" else torch.split(columns, 1)
     # A product with a level is exact, so that one rounding instead of two changes nothing.
-    work = compiler.compiled(_fused, turns[0], planes, packed.scale, contract=True)
-    products = [work(turn, planes, packed.scale) for turn in turns]
-    product = products[0] if len(products) == 1 else torch.cat(products)
-    return (product if bias is None else product.add_(bias)).to(x.dtype)
+    y = x.new_empty((len(x), packed.n_rows), dtype=x.dtype if bias is None else torch.float32)
+    outs = (y,) if len(turns) == 1 else torch.split(y, 1)
+    work = compiler.compiled(_fused, outs[0], turns[0], planes, packed.scale, contract=True)
+    for out, turn in zip(outs, turns, strict=True):
+        work(out, turn, planes, packed.scale)
+    return y if bias is None else y.add_(bias).to(x.dtype)
 
 
 # Every second bit of a word, the others, and the two bits of a float32 that make it -2, -0, 0 or 2 if the rest is 0.
@@ -176,8 +182,8 @@ ODD, EVEN, SIGNED_TWO = -0x55555556, 0x55555555, -0x40000000
 N_CHAINS = 4
 
 
-def _fused(columns: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
-    """float32 [B, R] from halved columns [B, 32, W], slab 4 k + b holding bit 8 b + k of the words int32 [N, R, W].
+def _fused(out: Tensor, columns: Tensor, planes: Tensor, scale: Tensor) -> None:
+    """[B, R] from halved columns, float32 [B, 32, W], slab 4 k + b holding bit 8 b + k of the words int32 [N, R, W].
 
     A float32 whose sign is set, and of its other bits only the highest, is -2; so a sign and a bit of a magnitude side
     by side are a weight, twice over, and nothing has to be converted.
@@ -198,7 +204,7 @@ def _fused(columns: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
             sums[index % N_CHAINS] = term if last is None else last + term
         of_plane = (sums[0] + sums[1]) + (sums[2] + sums[3])  # type: ignore[operator]
         total = of_plane if total is None else 2 * total + of_plane
-    return total.sum(-1) * scale  # type: ignore[union-attr]
+    out.copy_(total.sum(-1) * scale)  # type: ignore[union-attr]
 
 
 def integer(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, n_digits: int | None = None) -> Tensor:
@@ -251,10 +257,6 @@ def _check(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> None:
         raise ArgumentError("bias", f"shape {list(bias.shape)}", f"[{packed.n_rows}]")
 
 
-def _nothing(x: Tensor, packed: PackedMatrix) -> str:
-    return ""
-
-
 def _not_fused(x: Tensor, packed: PackedMatrix) -> str:
     if packed.signs is not None or packed.offset is not None:
         return "regenerated signs or an offset"
@@ -282,7 +284,7 @@ class Kernel:
     """
 
     multiply: Callable[[Tensor, PackedMatrix, Tensor | None], Tensor]
-    refuses: Callable[[Tensor, PackedMatrix], str] = _nothing
+    refuses: Callable[[Tensor, PackedMatrix], str] = lambda x, packed: ""
 
 
 KERNELS = {
