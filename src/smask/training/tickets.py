@@ -103,7 +103,7 @@ def find_ticket(
     masks = {name: torch.ones(value.shape, dtype=torch.bool) for name, value in initial.items()}
     settings = {
         "density": density, "last_density": last_density, "rounds": rounds, "criterion": criterion, "base": base,
-        "pruned": treatment.pruned, "spread": spread,
+        "pruned": treatment.pruned,
     }  # fmt: skip
     own = getattr(batches, "generator", None)
     own = own if isinstance(own, torch.Generator) else torch.Generator()
