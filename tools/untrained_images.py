@@ -101,9 +101,10 @@ def page(report: Mapping[str, Any]) -> str:
         "# Untrained convolutional nets",
         "Written by `tools/untrained_images.py`, which says what is measured; "
         "[untrained-images.json](untrained-images.json) has every run and the machine. Zhou et al. (2019) report up to "
-        "41 % for convolutional nets of CIFAR-10 that no weight of was trained. Adam at a constant rate, batches of "
-        f"{BATCH_SIZE}, weights that begin with the spread of Glorot, as theirs do: with that of He the first layer "
-        "hardly moves, and masks stay at 31 to 34 %. Trained for a few epochs here, for some thirty there.",
+        "41 % for convolutional nets of CIFAR-10 of which no weight was trained. Adam at a constant rate, batches of "
+        f"{BATCH_SIZE}, weights that begin with the spread of Glorot, as theirs do; earlier trials with `conv2` and "
+        "`conv4` from that of He, with which the first layer hardly moves, stayed at 31 to 34 %. Trained for a few "
+        "epochs here, for some thirty there; readings jump by several points from epoch to epoch and between seeds.",
     ]
     for run in report["runs"]:
         best, dense = run["best"], ", ".join(f"{100 * a:.1f} after {n}" for n, a in run["dense"].items())
