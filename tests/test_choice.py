@@ -50,6 +50,11 @@ def _bits(plane: torch.Tensor) -> torch.Tensor:
     return (plane[:, None] >> torch.arange(8) & 1).flatten().int()
 
 
+def test_one_level_can_be_asked_for(digits_data: Dataset) -> None:
+    coded = recipe_of(found(digits_data, density=0.04, method="single")).coded
+    assert {len(tensor.planes) for tensor in coded.values()} == {1}
+
+
 def test_weights_of_a_checkpoint_have_one(digits_data: Dataset) -> None:
     torch.manual_seed(0)
     net = architectures.build(named_nets.architecture("mlp:64-200-100-10", input_shape=(1, 8, 8)))

@@ -32,9 +32,9 @@ examples:
   smask encode --data addition:12 --arch mlp:24-128-64-12 --density 0.5
 
 {data_options.KINDS}
-methods: auto (with few weights kept as coats, whose weights have three levels, at three bits a weight when they run
-packed; else two), threshold (as auto, chooses the density of every layer), and for comparison edge-popup, bernoulli,
-bernoulli-expected, bernoulli-tutorial, biprop, signed, multicoat, rigl-mask, set-mask.
+methods: auto, which is coats (kept weights have three levels; three bits a weight when they run packed) in small files
+and else single (one level, two bits), threshold (as single, chooses the density of every layer), and for comparison
+edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed, multicoat, rigl-mask, set-mask.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet18, resnet20, resnet32, resnet44,
 resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file in the form of the specification, section 13.
 """

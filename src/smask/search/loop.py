@@ -107,7 +107,7 @@ def find_masks(
             gradient. A model from :mod:`smask.architectures` needs no module at load.
         batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
             them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
-        method: One of :data:`smask.search.methods.METHODS`.
+        method: One of :data:`smask.search.methods.METHODS`; what ``auto`` means is in :mod:`smask.search.choice`.
         density: Kept weights over all weights of masked layers, over ``origin`` those that are not zero, in (0, 1].
         density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`; the method
             ``threshold`` chooses by itself.

@@ -226,6 +226,10 @@ METHODS: Mapping[str, Method] = {
             positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
         ),
         Method(
+            "single", "smask: as auto, with one level however small the file, which runs packed at two bits a weight",
+            positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
+        ),
+        Method(
             "coats",
             "smask: as auto, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
             "(below); what auto is where few weights or bits are wanted (see choice)",
