@@ -75,9 +75,11 @@ def iid(n_bits: int) -> dict[str, dict[str, Any]]:
 def learned(path: str) -> dict[str, dict[str, Any]]:
     coded = recipe_of(codec.load(path)).coded
     rows = {
-        f"{Path(path).name} {name}": measured(Bits(plane.numpy(), tensor.n_weights))
+        f"{Path(path).name} {name}{f' plane {place}' * (len(tensor.planes) > 1)}": measured(
+            Bits(plane.numpy(), tensor.n_weights)
+        )
         for name, tensor in coded.items()
-        for plane in tensor.planes
+        for place, plane in enumerate(tensor.planes)
     }
     total = sum(row["n_bytes"] for row in rows.values())
     entropy = sum(row["n_bytes"] / row["of_entropy"] for row in rows.values())
