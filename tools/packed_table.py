@@ -1,6 +1,6 @@
 """Runs `smask bench` for the README and keeps what it prints in docs/bench.json.
 
-    python tools/packed_table.py            # some ten minutes on two cores; nothing else should run meanwhile
+    python tools/packed_table.py            # some eight minutes on two cores; nothing else should run meanwhile
     python tools/packed_table.py --tables   # only the table of the README
 
 Needs 2 GB of memory for the dense rivals.
@@ -19,9 +19,9 @@ from readme import write_table
 
 OUT = Path(__file__).parents[1] / "docs/bench.json"
 RUNS = (
-    "smask bench --shape 4096x4096 --kernels integer,int8,tiled --rounds 5 --json",
-    "smask bench --shape 8192x8192 --kernels integer,int8 --rounds 5 --json",
-    "smask bench --shape 4096x4096 --planes 2 --batch 1,16,64 --kernels integer,int8 --rounds 5 --json",
+    "smask bench --shape 4096x4096 --kernels integer,int8,tiled --rounds 15 --json",
+    "smask bench --shape 8192x8192 --kernels integer,int8 --rounds 15 --json",
+    "smask bench --shape 4096x4096 --planes 2 --batch 1,16,64 --kernels integer,int8 --rounds 15 --json",
 )
 RIVALS = ("dense float32", "dense bfloat16", "int4pack", "materialised")
 

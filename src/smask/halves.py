@@ -30,12 +30,14 @@ def fits(packed: PackedMatrix, dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and packed.n_magnitude_bits == 1 and packed.offset is None
 
 
-def pair_order(x: Tensor, n_columns: int) -> Tensor:
+def pair_order(x: Tensor, n_columns: int, *, compile: bool = False) -> Tensor:
     """Columns [B, K] padded with zeros to K' and brought into pair order: [B, K'], contiguous, valid until the next."""
     if x.shape[1] != n_columns:
         x = F.pad(x, (0, n_columns - x.shape[1]))
     room = buffer(len(x) * n_columns, x.dtype, x.device, use="columns").view(len(x), 16, n_columns // 32, 2)
-    return room.copy_(x.reshape(len(x), n_columns // 32, 2, 16).permute(0, 3, 1, 2)).view(len(x), n_columns)
+    pairs = x.reshape(len(x), n_columns // 32, 2, 16)
+    (compiler.compiled(_order, room, pairs) if compile else _order)(room, pairs)
+    return room.view(len(x), n_columns)
 
 
 def pair_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES) -> Iterator[Tile]:
@@ -75,6 +77,10 @@ def _filler(out: Tensor, planes: Tensor, packed: PackedMatrix, rows: slice, comp
         return partial(work, out, planes[0], mask)
     signs = partial(sign_words, source, packed.n_columns, rows, planes.device, compile=compile)
     return lambda: work(out, signs(), mask)
+
+
+def _order(out: Tensor, x: Tensor) -> None:
+    out.copy_(x.permute(0, 3, 1, 2))
 
 
 def _fill(out: Tensor, signs: Tensor, mask: Tensor) -> None:

@@ -21,10 +21,9 @@ are 8-bit integers without any loss, and an integer sum is exact, whatever the o
 So two or three digits of x (:mod:`smask.fixedpoint`) at four times the speed beat float32 at its precision. A single
 digit of a single row is a product of a matrix and a vector; up to :data:`N_VECTORS` of those, one after the other, take
 less time than one product of matrices. Dot products of bfloat16 are as fast as two digits, and at many rows need less
-around them: levels of one plane are made of bits alone (:mod:`smask.halves`), and there is one sum, not two; it is
-rounded before scales and bias, and once more after. Few rows are fastest fused: a shift, a mask and a multiplication
-make and use sixteen weights, and no tile is written. Where there is no compiler, ``integer`` and ``tiled`` fill their
-tiles by plain operations, and ``fused`` is refused.
+around them: levels of one plane are made of bits alone (:mod:`smask.halves`), and one sum is written where it belongs.
+Few rows are fastest fused: a shift, a mask and a multiplication make and use sixteen weights, and no tile is written.
+Without a compiler, ``integer`` and ``tiled`` fill their tiles by plain operations, and ``fused`` is refused.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ from torch import Tensor
 
 from . import compiler, halves
 from .errors import ArgumentError, UnsupportedError
-from .fixedpoint import N_DIGITS, FixedPoint, fixed_point
+from .fixedpoint import N_DIGITS, FixedPoint, fixed_point, recurs
 from .packing import PackedMatrix, dense_rows
-from .sums import finish, scale_into
+from .sums import apply_scales, finish, finished
 from .tiles import bit_order, buffer, level_tiles, natural_order, tiles
 
 # Products with single vectors that are faster than one matrix product, measured on 2 AVX-512 cores.
@@ -148,13 +147,17 @@ def tiled(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, compile: bool
 def _multiply_tiles(x: Tensor, packed: PackedMatrix, bias: Tensor | None, y: Tensor, *, compile: bool) -> None:
     n_columns = 8 * packed.planes.shape[2]
     if halves.fits(packed, x.dtype):
-        columns, filled = halves.pair_order(x, n_columns), halves.pair_tiles(packed, compile=compile)
+        columns = halves.pair_order(x, n_columns, compile=compile and recurs(len(x)))
+        filled = halves.pair_tiles(packed, compile=compile)
     else:
         columns, filled = bit_order(x, n_columns), level_tiles(packed, x.dtype, compile=compile)
     for start, end, levels in filled:
-        room = buffer(len(x) * (end - start), x.dtype, x.device, use="products").view(len(x), -1)
-        product = torch.mm(columns, levels.t(), out=room)
-        scale_into(y[:, start:end], product, packed, bias, slice(start, end), compile=compile)
+        if x.dtype == y.dtype:
+            torch.mm(columns, levels.t(), out=y[:, start:end])
+        else:
+            y[:, start:end] = finished(torch.mm(columns, levels.t()), packed, bias, slice(start, end))
+    if x.dtype == y.dtype:
+        apply_scales(y, packed, bias, compile=compile)
 
 
 def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:

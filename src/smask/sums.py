@@ -52,15 +52,12 @@ def finished(product: Tensor, packed: PackedMatrix, bias: Tensor | None, rows: s
     return product if bias is None else product.add_(bias[rows].view(shape))
 
 
-def scale_into(
-    y: Tensor, product: Tensor, packed: PackedMatrix, bias: Tensor | None, rows: slice, *, compile: bool
-) -> None:
-    """Writes sums of some rows of the weights, [B, R] in any floating dtype, with scales and bias into y [B, R]."""
+def apply_scales(y: Tensor, packed: PackedMatrix, bias: Tensor | None, *, compile: bool) -> None:
+    """Applies scales and bias of all rows of the weights to their sums y, [B, R] in any floating dtype."""
     if not compile or not recurs(len(y)) or y.dtype == torch.float64:
-        y.copy_(finished(product, packed, bias, rows))
+        y.copy_(finished(y, packed, bias, slice(0, packed.n_rows)))
         return
-    scale = packed.scale if len(packed.scale) == 1 else packed.scale[rows]
-    arguments = (y, product, scale) if bias is None else (y, product, scale, bias[rows])
+    arguments = (y, packed.scale) if bias is None else (y, packed.scale, bias)
     compiler.compiled(_scale if bias is None else _scale_biased, *arguments)(*arguments)
 
 
@@ -90,12 +87,12 @@ _JOINS: dict[tuple[bool, bool], Callable[..., None]] = {
 }
 
 
-def _scale(y: Tensor, product: Tensor, scale: Tensor) -> None:
-    y.copy_(product.to(torch.float32) * scale)
+def _scale(y: Tensor, scale: Tensor) -> None:
+    y.copy_(y.to(torch.float32) * scale)
 
 
-def _scale_biased(y: Tensor, product: Tensor, scale: Tensor, bias: Tensor) -> None:
-    y.copy_(product.to(torch.float32) * scale + bias)
+def _scale_biased(y: Tensor, scale: Tensor, bias: Tensor) -> None:
+    y.copy_(y.to(torch.float32) * scale + bias)
 
 
 def _total(unit: Tensor, scale: Tensor, sums: Sequence[Tensor], *, narrow: bool) -> Tensor:
