@@ -86,8 +86,8 @@ def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kerne
     if reason:
         raise UnsupportedError("product for kernel " + name, reason, tuple(n for n in KERNELS if n != name))
     multiply = KERNELS[name if rows.numel() and packed.n_rows else "reference"].multiply
-    with torch.no_grad():
-        y = multiply(rows, packed, bias)
+    # Entering a context takes longer than all checks, which a single row notices.
+    y = torch.no_grad()(multiply)(rows, packed, bias) if torch.is_grad_enabled() else multiply(rows, packed, bias)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], packed.n_rows)
 
 
