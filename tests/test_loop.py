@@ -107,8 +107,9 @@ def test_batch_norm_convolutions_and_rounding(digits_data: Dataset) -> None:
 def test_progress_and_density(digits_data: Dataset) -> None:
     seen: list[Progress] = []
     smask.find_masks(
-        small(digits_data), Batches(digits_data, batch_size=32, seed=0), density=0.05, epochs=4, progress=seen.append
-    )
+        small(digits_data), Batches(digits_data, batch_size=32, seed=0), method="single", density=0.05, epochs=4,
+        progress=seen.append,
+    )  # fmt: skip
     assert [at.step for at in seen] == sorted({*range(40, 177, 40), 176})
     assert seen[-1].n_steps == 176
     densities = [at.density for at in seen]
@@ -118,6 +119,14 @@ def test_progress_and_density(digits_data: Dataset) -> None:
     assert seen[-1].accuracy is not None
     assert 0.2 < seen[-1].accuracy <= 1
     assert seen[0].n_bytes > seen[-1].n_bytes
+
+
+def test_three_levels_keep_the_density_of_the_end_all_along(digits_data: Dataset) -> None:
+    seen: list[Progress] = []
+    batches = Batches(digits_data, batch_size=32, seed=0)
+    smask.find_masks(small(digits_data), batches, density=0.05, epochs=2, progress=seen.append)
+    assert len(seen) > 1
+    assert [at.density for at in seen] == pytest.approx([0.05] * len(seen), rel=1e-3)
 
 
 def test_estimated_bytes_are_near_the_file(digits_data: Dataset) -> None:

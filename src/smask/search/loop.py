@@ -96,8 +96,8 @@ def find_masks(
 
     Weights of linear layers, convolutions (transposed ones too), embeddings, attention and recurrent nets become base
     weights of the seed under a mask, one for a weight that several modules share; scales, biases and norms are trained
-    beside the scores and stay floats. The density falls from one half to its end on a cubic curve, holds, and the masks
-    are fixed with exact counts for the last part, in which only the floats still learn.
+    beside the scores and stay floats. The density falls from one half to its end on a cubic curve (``falls`` of a
+    method), holds, and masks are fixed with exact counts for the last part, in which only the floats still learn.
 
     With ``origin``, a trained checkpoint, the weights that it has are masked instead of those of the seed, and never
     changed either (:mod:`smask.search.pretrained`).

@@ -232,9 +232,10 @@ METHODS: Mapping[str, Method] = {
         Method(
             "coats",
             "smask: as auto, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
-            "(below); what auto is where few weights or bits are wanted (see choice)",
+            "(below), at the density of the end all along; what auto is where few weights or bits are wanted (see "
+            "choice)",
             positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
-            n_coats=3,
+            n_coats=3, falls=False,
         ),
         Method(
             "threshold",
