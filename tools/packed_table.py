@@ -1,6 +1,6 @@
 """Runs `smask bench` for the README and keeps what it prints in docs/bench.json.
 
-    python tools/packed_table.py            # some eight minutes on two cores; nothing else should run meanwhile
+    python tools/packed_table.py            # some five minutes on two cores; nothing else should run meanwhile
     python tools/packed_table.py --tables   # only the table of the README
 
 Needs 2 GB of memory for the dense rivals.
