@@ -51,8 +51,9 @@ def layer(scores: list[list[float]], method: str = "rigl-mask", density: float =
 
 
 def mask_of(masked: MaskedWeight) -> list[bool]:
-    masked.threshold.fill_(ASLEEP)
-    masked.write()
+    masked.threshold = (ASLEEP,)
+    with torch.no_grad():
+        masked.write()
     return (masked.weight != 0).flatten().tolist()
 
 

@@ -215,6 +215,7 @@ def test_scores_dealt_by_magnitude() -> None:
     assert torch.equal(ordered_by_magnitude(drawn, weights), torch.tensor([[0.2, 0.0], [0.3, -0.1]]))
 
 
+@torch.no_grad()
 def test_one_step_by_hand() -> None:
     """A score's gradient is that of its weight times its base: in latents, times the base's magnitude."""
     weight = nn.Parameter(torch.zeros(1, 4))

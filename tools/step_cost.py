@@ -4,7 +4,8 @@
     python tools/step_cost.py --device cuda
 
 All three train the same net on the same batch with the same fused Adam. The sorting step is the reference edge-popup
-of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every forward pass.
+of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every forward pass. Nets are built several
+times, since where their memory lies moves a step by some percent.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--builds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each build")
     arguments = parser.parse_args()
     rows = {}
     for name, batch in NETS:
@@ -102,9 +104,13 @@ def main() -> int:
         y = torch.randint(0, 10, (batch,), device=arguments.device)
 
         kinds = {"training": training_step, "search": search_step, "sorting": sorting_step}
-        works = {kind: make(architectures.build(arch).to(x.device), x, y) for kind, make in kinds.items()}
-        # One whole cycle of the threshold refresh a round where time allows, so that its cost is in the figure.
-        seconds = interleaved(works, rounds=arguments.rounds, repeats=steps.N_REFRESH)
+        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(arguments.builds):
+            works = {kind: make(architectures.build(arch).to(x.device), x, y) for kind, make in kinds.items()}
+            # One whole cycle of the threshold refresh a round where time allows, so that its cost is in the figure.
+            found = interleaved(works, rounds=arguments.rounds, repeats=steps.N_REFRESH)
+            for kind in kinds:
+                seconds[kind] += found[kind]
         rows[f"{name}, batch {batch}"] = {
             "milliseconds": {kind: round(1e3 * statistics.median(values), 3) for kind, values in seconds.items()},
             "search_over_training": ratio(seconds, "search", "training"),

@@ -108,8 +108,9 @@ class DecoupledSearch(Search):
                 oldest, guide = unanswered.popleft(), self._guides[place]
                 assert isinstance(guide, Generator)
                 guide.correct(oldest.outputs, oldest.labels, oldest.gradient(), rate)
-        for layer in self.own.values():
-            layer.take_gradient()
+        with torch.no_grad():
+            for layer in self.own.values():
+                layer.take_gradient()
         return total
 
     def _pass(
@@ -218,6 +219,7 @@ class DecoupledSearch(Search):
                     Unanswered(found[f"{index}.outputs"], found.get(f"{index}.labels"), lambda got=gradient: got)  # type: ignore[misc]
                 )
 
+    @torch.no_grad()
     @torch.no_grad()
     def gather(self) -> None:
         if not self.is_spread:

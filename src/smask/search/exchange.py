@@ -103,7 +103,7 @@ def count_exactly(layers: Mapping[str, MaskedWeight], densities: Mapping[str, fl
     """Masks of just as many ones as the densities say: the least go, those that were wished for most come, at zero."""
     for name, layer in layers.items():
         layer.now, n_kept = densities[name], max(1, round(densities[name] * layer.n_weights))
-        layer.threshold.fill_(ASLEEP)
+        layer.threshold = (ASLEEP,)
         scores = layer.whole(layer.scores()).flatten()
         if int((scores > ASLEEP).sum()) == n_kept:
             continue

@@ -43,8 +43,8 @@ def keep_in_reach(layers: Mapping[str, MaskedWeight], densities: Mapping[str, fl
     """The same, and no score stays farther below the threshold than :data:`REACH`."""
     balance_thresholds(layers, densities)
     for layer in layers.values():
-        scores = torch.mul(layer.latent, layer.sign, out=layer.scratch)
-        torch.mul(torch.maximum(scores, layer.threshold[0] - REACH, out=scores), layer.sign, out=layer.latent.data)
+        scores = torch.mul(layer.latent, layer.sign, out=layer.weight)
+        torch.mul(scores.clamp_(min=layer.threshold[0] - REACH), layer.sign, out=layer.latent.data)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Method:
         name: As on the command line.
         paper: Where it was published, and what is different here.
         initial: (shape, random generator) to the first scores.
-        write: Puts masked weights into the module of a layer.
+        masked: Layer to its masked weights without their scale, float32 [c, ...], in its weight or its scratch.
         gradient: (layer, gradient of its weight) to the gradient of its latents; may overwrite what it is given.
         by_magnitude: Whether weights are ranked by the magnitude of their scores, else by the scores.
         n_coats: Masks on one base; the level of a weight is how many of them it is in.
@@ -76,7 +76,7 @@ class Method:
     name: str
     paper: str
     initial: Callable[[torch.Size, torch.Generator], Tensor]
-    write: Callable[[MaskedWeight], None]
+    masked: Callable[[MaskedWeight], Tensor]
     gradient: Callable[[MaskedWeight, Tensor], Tensor]
     by_magnitude: bool = False
     n_coats: int = 1
@@ -118,47 +118,45 @@ def equal_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=random) * 1e-6
 
 
-def write_above(layer: MaskedWeight) -> None:
-    """Scale * base * number of thresholds below the score."""
-    _write_levels(layer, torch.mul(layer.latent, layer.sign, out=layer.scratch))
-
-
-def write_magnitudes(layer: MaskedWeight) -> None:
-    """Scale * base * number of thresholds below the magnitude of the score."""
-    _write_levels(layer, torch.abs(layer.latent, out=layer.scratch))
-
-
-def _write_levels(layer: MaskedWeight, ranks: Tensor) -> None:
-    torch.gt(ranks, layer.threshold[0], out=layer.weight)  # into floats: booleans would cost a conversion
-    for threshold in layer.threshold[1:]:
+def above(layer: MaskedWeight) -> Tensor:
+    """Base * number of thresholds below the rank of a weight: its score, or the magnitude of that."""
+    first, *others = layer.threshold
+    ranks = layer.scratch if others else layer.weight
+    if layer.method.by_magnitude:
+        torch.abs(layer.latent, out=ranks)
+    else:
+        torch.mul(layer.latent, layer.sign, out=ranks)
+    if not others:  # one operator, where a mask times the base is two
+        torch.ops.aten.threshold_backward.grad_input(layer.base, ranks, first, grad_input=ranks)
+        return ranks
+    torch.gt(ranks, first, out=layer.weight)  # into floats: booleans would cost a conversion
+    for threshold in others:
         layer.weight.add_(ranks > threshold)
-    layer.weight.mul_(layer.base).mul_(layer.scale)
+    return layer.weight.mul_(layer.base)
 
 
-def write_signed(layer: MaskedWeight) -> None:
-    """Scale * |base| * sign of the latent where its magnitude is above the threshold."""
-    torch.abs(layer.latent, out=layer.scratch)
-    torch.sign(layer.latent, out=layer.weight)
-    layer.weight.mul_(layer.scratch > layer.threshold).mul_(layer.scale)
-    if layer.kind != "signed":
-        layer.weight.mul_(torch.abs(layer.base, out=layer.scratch))
+def signs_above(layer: MaskedWeight) -> Tensor:
+    """|base| * sign of the latent where its magnitude is above the threshold."""
+    kept = torch.abs(layer.latent, out=layer.weight) > layer.threshold[0]
+    torch.sign(layer.latent, out=layer.weight).mul_(kept)
+    return layer.weight if layer.kind == "signed" else layer.weight.mul_(layer.base.abs())
 
 
 def probabilities(layer: MaskedWeight) -> Tensor:
     """Probability of every weight, float32 [C, ...], in the layer's scratch."""
     scores = torch.mul(layer.latent.detach(), layer.sign, out=layer.scratch)
-    return scores.sub_(layer.threshold).div_(TEMPERATURE).sigmoid_()
+    return scores.sub_(layer.threshold[0]).div_(TEMPERATURE).sigmoid_()
 
 
-def write_sampled(layer: MaskedWeight) -> None:
-    """Scale * base * a Bernoulli draw of every probability."""
+def sampled(layer: MaskedWeight) -> Tensor:
+    """Base * a Bernoulli draw of every probability."""
     torch.bernoulli(probabilities(layer), generator=layer.random, out=layer.weight)
-    layer.weight.mul_(layer.base).mul_(layer.scale)
+    return layer.weight.mul_(layer.base)
 
 
-def write_expected(layer: MaskedWeight) -> None:
-    """Scale * base * probability: the mean of the masked weights."""
-    torch.mul(probabilities(layer), layer.base, out=layer.weight).mul_(layer.scale)
+def expected(layer: MaskedWeight) -> Tensor:
+    """Base * probability: the mean of the masked weights."""
+    return probabilities(layer).mul_(layer.base)
 
 
 def straight_through(layer: MaskedWeight, gradient: Tensor) -> Tensor:
@@ -178,7 +176,7 @@ def straight_through_magnitude(layer: MaskedWeight, gradient: Tensor) -> Tensor:
 
     In latents: d|s|/ds * sign(base) * base * g, and sign(s) * sign(base) is the sign of the latent.
     """
-    return gradient.mul_(layer.base).mul_(torch.sign(layer.latent, out=layer.scratch))
+    return gradient.mul_(layer.base).mul_(torch.sign(layer.latent, out=layer.weight))
 
 
 def through_sigmoid(layer: MaskedWeight, gradient: Tensor) -> Tensor:
@@ -196,7 +194,7 @@ def mean_magnitude(layer: MaskedWeight) -> None:
     """Scale: mean magnitude of the latent real weights that are kept, which are half-normal."""
     random = torch.Generator().manual_seed(layer.stream + 1)
     magnitudes = layer.part(torch.randn(layer.shape, generator=random).abs_()).to(layer.base.device) * layer.deviation
-    kept = layer.kept != 0 if layer.kept is not None else layer.latent.detach().abs() > layer.threshold
+    kept = layer.kept != 0 if layer.kept is not None else layer.latent.detach().abs() > layer.threshold[0]
     n_kept, total = float(layer.total(kept.float().sum())), float(layer.total((magnitudes * kept).sum()))
     layer.scale.data.fill_(total / n_kept if n_kept else layer.deviation)
 
@@ -211,7 +209,7 @@ def shift_probabilities(layers: Mapping[str, MaskedWeight], densities: Mapping[s
             middle = (low + high) / 2
             over = float(((sample - middle) / TEMPERATURE).sigmoid_().mean()) > density
             low, high = (middle, high) if over else (low, middle)
-        layer.threshold.fill_((low + high) / 2)
+        layer.threshold = (float(torch.tensor((low + high) / 2)),)
 
 
 ZHOU = 'Zhou et al., "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask", NeurIPS 2019, section 5'
@@ -223,18 +221,18 @@ METHODS: Mapping[str, Method] = {
             "smask: scores and straight-through gradient of Ramanujan et al. (below), ranked with their sign, so that "
             "a weight whose sign is wrong for it is given up, and never farther from the mask than REACH; a density "
             'that falls on the cubic curve of Zhu and Gupta, "To prune, or not to prune" (2017), and holds',
-            positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
+            positive_scores, above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
         ),
         Method(
             "single", "smask: as auto, with one level however small the file, which runs packed at two bits a weight",
-            positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
+            positive_scores, above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
         ),
         Method(
             "coats",
             "smask: as auto, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
             "(below), at the density of the end all along; what auto is where few weights or bits are wanted (see "
             "choice)",
-            positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
+            positive_scores, above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
             n_coats=3, falls=False,
         ),
         Method(
@@ -242,57 +240,57 @@ METHODS: Mapping[str, Method] = {
             'Louizos et al., "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018, and Kusupati et '
             'al., "Soft Threshold Weight Reparameterization for Learnable Sparsity", ICML 2020: as auto, but densities '
             "of layers follow from one threshold for all, steered to the density or size wanted (see allotment)",
-            positive_scores, write_above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
+            positive_scores, above, straight_through, pace_of_scales=PACE_OF_SCALES, balance=keep_in_reach,
             worth=movement,
         ),
         Method(
             "edge-popup",
             'Ramanujan et al., "What\'s Hidden in a Randomly Weighted Neural Network?", CVPR 2020, section 3',
-            kaiming_scores, write_magnitudes, straight_through_magnitude, by_magnitude=True, falls=False,
+            kaiming_scores, above, straight_through_magnitude, by_magnitude=True, falls=False,
         ),
         Method(
             "bernoulli", f"{ZHOU}; here the probabilities are shifted so that their mean is the density wanted",
-            centred_scores, write_sampled, through_sigmoid, draws=True, balance=shift_probabilities,
+            centred_scores, sampled, through_sigmoid, draws=True, balance=shift_probabilities,
         ),
         Method(
             "bernoulli-expected", f"{ZHOU}, with the mean mask instead of a drawn one, whose gradient is exact",
-            centred_scores, write_expected, through_sigmoid, balance=shift_probabilities,
+            centred_scores, expected, through_sigmoid, balance=shift_probabilities,
         ),
         Method(
             "bernoulli-tutorial", f"{ZHOU}, with the gradient p * g of public tutorials",
-            centred_scores, write_sampled, times_probability, draws=True, balance=shift_probabilities,
+            centred_scores, sampled, times_probability, draws=True, balance=shift_probabilities,
         ),
         Method(
             "biprop",
             'Diffenderfer and Kailkhura, "Multi-Prize Lottery Ticket Hypothesis", ICLR 2021, algorithm 1: binary '
             "weights times the mean magnitude of the real ones that are kept",
-            kaiming_scores, write_magnitudes, straight_through_magnitude, by_magnitude=True, falls=False,
+            kaiming_scores, above, straight_through_magnitude, by_magnitude=True, falls=False,
             learns_scale=False, settle=mean_magnitude,
         ),
         Method(
             "signed",
             'Koster et al., "Signing the Supermask: Keep, Hide, Invert", ICLR 2022, section 3; here with a falling '
             "density instead of fixed thresholds",
-            positive_scores, write_signed, straight_through, by_magnitude=True, flips=True,
+            positive_scores, signs_above, straight_through, by_magnitude=True, flips=True,
         ),
         Method(
             "multicoat",
             'Okoshi et al., "Multicoated Supermasks Enhance Hidden Networks", ICML 2022, section 3: three coats of '
             "equal numbers of weights",
-            kaiming_scores, write_magnitudes, straight_through_magnitude, by_magnitude=True, falls=False, n_coats=3,
+            kaiming_scores, above, straight_through_magnitude, by_magnitude=True, falls=False, n_coats=3,
         ),
         Method(
             "rigl-mask",
             'Evci et al., "Rigging the Lottery", ICML 2020, section 3, on weights that stay frozen: what goes has the '
             "least score instead of the least magnitude, what comes the mean gradient that most wants it with the sign "
             "it has, for its channel",
-            equal_scores, write_above, averaged, falls=False, averages=True, balance=count_exactly, wish=wanted,
+            equal_scores, above, averaged, falls=False, averages=True, balance=count_exactly, wish=wanted,
         ),
         Method(
             "set-mask",
             'Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", '
             "Nature Communications 2018, on weights that stay frozen: as rigl-mask, but what comes is drawn",
-            equal_scores, write_above, straight_through, falls=False, balance=count_exactly, wish=anything,
+            equal_scores, above, straight_through, falls=False, balance=count_exactly, wish=anything,
         ),
     )
 }  # fmt: skip

@@ -87,6 +87,7 @@ class Search:
         state = [*self._others.values(), *(b for b in self.model.buffers() if b.is_floating_point())]
         return [*(layer.scales() for layer in self.layers.values()), *state]
 
+    @torch.no_grad()
     def write(self, *, refresh: bool = False) -> None:
         """Puts masked weights into the model."""
         if refresh and self.method.worth:
@@ -149,6 +150,7 @@ class Search:
         self._take_gradients(total)
         return total
 
+    @torch.no_grad()
     def _take_gradients(self, loss: Tensor) -> None:
         """Gradients of weights become those of scores and scales, on all ranks the same; the loss is summed too."""
         layers = self.layers.values()
@@ -166,7 +168,6 @@ class Search:
             if layer.kept is None:
                 layer.take_gradient()
 
-    @torch.no_grad()
     def _sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
         absent = [index for index, parameter in enumerate(parameters) if parameter.grad is None]
         there = torch.ones(len(parameters), device=loss.device)
@@ -195,7 +196,7 @@ class Search:
         """sha256 over what is trained and is the same on all ranks."""
         trained = {name: p.detach() for name, p in self._others.items()}
         for name, layer in self.layers.items():
-            parts = {"latent": layer.latent, "scale": layer.scale, "threshold": layer.threshold}
+            parts = {"latent": layer.latent, "scale": layer.scale, "threshold": torch.tensor(layer.threshold)}
             trained |= {f"{name}.{part}": p.detach() for part, p in parts.items() if not layer.is_shared}
         return integrity.digest(trained | {f"levels.{name}": levels for name, levels in self.levels.items()})
 
