@@ -5,7 +5,7 @@ import torch
 
 from smask.coded import parameter_problem
 from smask.search.finish import Floats, coded_tensors
-from smask.search.methods import METHODS, PACE_OF_SCALES, keep_in_reach
+from smask.search.methods import METHODS, N_BETWEEN_SCALES, PACE_OF_SCALES, keep_in_reach
 from smask.search.objective import Objective
 from smask.search.schedule import Schedule
 from smask.search.scores import N_SAMPLE, MaskedWeight
@@ -135,6 +135,26 @@ def test_scales_step_faster_than_scores_where_the_method_says_so() -> None:
         search.step([(torch.rand(8, 4), torch.rand(8, 3))], Objective(torch.nn.functional.mse_loss))
         assert (masked.scale - scales).abs().flatten().tolist() == pytest.approx([1e-3 * pace] * 3, rel=1e-2)
         assert (masked.latent - scores).abs().flatten().tolist() == pytest.approx([1e-3] * 12, rel=1e-2)
+
+
+@pytest.mark.parametrize("method", ["auto", "edge-popup"])
+def test_scales_step_when_it_is_their_turn(method: str) -> None:
+    """Of a fixed mask only floats are left to be trained: there they step every time."""
+    linear = torch.nn.Linear(4, 3, bias=False)
+    masked = MaskedWeight(
+        linear.weight, METHODS[method], kind="signed", seed=0, stream=0, per_channel=True, density=0.5, fan_in=4
+    )
+    with torch.no_grad():
+        masked.latent.mul_(torch.rand(3, 4))
+    search = Search(linear, {"weight": masked}, Schedule.of(12, lr=1e-3, hold=0.2, settle=0.5))
+    moved = []
+    for _ in range(12):
+        before = masked.scale.detach().clone()
+        search.step([(torch.rand(8, 4), torch.rand(8, 3))], Objective(torch.nn.functional.mse_loss))
+        moved.append(not torch.equal(before, masked.scale))
+    every = METHODS[method].n_between_scales
+    assert every == (N_BETWEEN_SCALES if method == "auto" else 1)
+    assert moved == [step % every == 0 or step >= search.schedule.n_search for step in range(12)]
 
 
 def fixed(masked: MaskedWeight) -> torch.Tensor:

@@ -110,7 +110,7 @@ class DecoupledSearch(Search):
                 guide.correct(oldest.outputs, oldest.labels, oldest.gradient(), rate)
         with torch.no_grad():
             for layer in self.own.values():
-                layer.take_gradient()
+                layer.take_gradient(self.done)
         return total
 
     def _pass(

@@ -182,8 +182,10 @@ class MaskedWeight:
         unscaled = self.method.masked(self) if self.kept is None else self.kept
         torch.mul(unscaled, self.scale, out=self.weight)
 
-    def take_gradient(self) -> None:
-        """Hands the gradient of the written weight on to latents and scale; to be called without gradients.
+    def take_gradient(self, step: int = 0) -> None:
+        """Hands the gradient of the written weight on to latents and, where it is their turn, to the scale.
+
+        To be called without gradients (``torch.no_grad``).
 
         The scale is left out of the gradient of the latents: it is the same for a whole channel, and Adam's step does
         not depend on it.
@@ -193,7 +195,7 @@ class MaskedWeight:
             self.latent.grad = self.scale.grad = None
             return
         gradient = self._rows.local(gradient)
-        if self.scale.requires_grad:
+        if self.scale.requires_grad and (self.kept is not None or step % self.method.n_between_scales == 0):
             product = self.weight.mul_(gradient)
             total = product.sum(self._within, keepdim=True) if self.per_channel else self._rows.sum(product.sum())
             # The derivative is that of the unscaled weights; a scale of exactly zero (0 / TINY) stays where it is.

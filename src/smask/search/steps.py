@@ -166,7 +166,7 @@ class Search:
             self._sum_gradients(own, loss)
         for layer in layers:
             if layer.kept is None:
-                layer.take_gradient()
+                layer.take_gradient(self.done)
 
     def _sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> None:
         absent = [index for index, parameter in enumerate(parameters) if parameter.grad is None]
