@@ -60,6 +60,17 @@ def test_weights_and_gradients_by_hand(kind: str, per_channel: bool, shape: tupl
     assert masked.weight.grad is None
 
 
+@pytest.mark.parametrize("threshold", [(0.1, 0.4, 0.7), (0.2, 0.5, 0.5), (-math.inf, -math.inf, 0.5)])
+@pytest.mark.parametrize("method", ["coats", "multicoat"])
+@pytest.mark.parametrize("kind", ["signed", "normal"])
+def test_weights_of_three_coats_by_hand(kind: str, method: str, threshold: tuple[float, ...]) -> None:
+    masked = layer(kind=kind, method=method)
+    masked.threshold = threshold
+    write(masked)
+    levels = sum((masked.scores() > at).float() for at in threshold)
+    assert torch.equal(masked.weight, levels * masked.base * masked.scale)
+
+
 def test_scale_of_zero_stays_finite() -> None:
     masked = layer()
     with torch.no_grad():

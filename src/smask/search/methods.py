@@ -6,6 +6,7 @@ the end, learned scales and biases unless the caller wants none. ``auto`` is wha
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,19 +126,18 @@ def equal_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
 
 def above(layer: MaskedWeight) -> Tensor:
     """Base * number of thresholds below the rank of a weight: its score, or the magnitude of that."""
-    first, *others = layer.threshold
+    lowest, *others = layer.threshold
     ranks = layer.scratch if others else layer.weight
     if layer.method.by_magnitude:
         torch.abs(layer.latent, out=ranks)
     else:
         torch.mul(layer.latent, layer.sign, out=ranks)
-    if not others:  # one operator, where a mask times the base is two
-        torch.ops.aten.threshold_backward.grad_input(layer.base, ranks, first, grad_input=ranks)
-        return ranks
-    torch.gt(ranks, first, out=layer.weight)  # into floats: booleans would cost a conversion
-    for threshold in others:
-        layer.weight.add_(ranks > threshold)
-    return layer.weight.mul_(layer.base)
+    # One operator of torch, where comparing and then multiplying are two; and booleans cost conversions.
+    step = functools.partial(torch.ops.aten.threshold_backward.grad_input, layer.base, ranks)
+    step(lowest, grad_input=layer.weight)
+    for place, threshold in enumerate(others, 2):
+        layer.weight.add_(step(threshold, grad_input=layer.second_scratch if place < layer.method.n_coats else ranks))
+    return layer.weight
 
 
 def signs_above(layer: MaskedWeight) -> Tensor:

@@ -159,6 +159,11 @@ class MaskedWeight:
         """More memory for the arithmetic, float32 [c, ...], for methods that want it: fresh memory costs more."""
         return torch.empty_like(self.base)
 
+    @cached_property
+    def second_scratch(self) -> Tensor:
+        """The same again."""
+        return torch.empty_like(self.base)
+
     @property
     def n_weights(self) -> int:
         """Number of weights, on all ranks."""
