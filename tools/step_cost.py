@@ -5,12 +5,14 @@
 
 All three train the same net on the same batch with the same fused Adam. The sorting step is the reference edge-popup
 of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every forward pass. Nets are built several
-times, since where their memory lies moves a step by some percent.
+times, since where their memory lies moves a step by some percent. `single` and `coats` are what `auto` is, with one
+level of kept weights and with three.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 from collections.abc import Callable
@@ -29,7 +31,10 @@ from smask.search.objective import Objective
 from smask.search.schedule import Schedule
 from smask.search.weights import maskable
 
-NETS = (("lenet-300-100", 128), ("mlp:784-1200-1200-10", 128), ("mlp:1024-4096-4096-10", 512), ("mnist-cnn", 64))
+NETS = (
+    ("lenet-300-100", 128, "single"), ("lenet-300-100", 128, "coats"), ("mlp:784-1200-1200-10", 128, "single"),
+    ("mlp:1024-4096-4096-10", 512, "single"), ("mnist-cnn", 64, "single"),
+)  # fmt: skip
 DENSITY = 0.1
 
 
@@ -76,10 +81,10 @@ def sorting_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]
     return training_step(model, x, y)
 
 
-def search_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+def search_step(model: nn.Module, x: Tensor, y: Tensor, *, method: str = "auto") -> Callable[[], object]:
     weights = maskable(model)
     densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=DENSITY)
-    layers = initialisation.masked_weights(weights, densities, METHODS["auto"])
+    layers = initialisation.masked_weights(weights, densities, METHODS[method])
     search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1))
 
     def step() -> None:
@@ -97,13 +102,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of each build")
     arguments = parser.parse_args()
     rows = {}
-    for name, batch in NETS:
+    for name, batch, method in NETS:
         torch.manual_seed(0)
         arch = named_nets.architecture(name)
         x = torch.randn(batch, *arch["input"], device=arguments.device)
         y = torch.randint(0, 10, (batch,), device=arguments.device)
 
-        kinds = {"training": training_step, "search": search_step, "sorting": sorting_step}
+        kinds = {
+            "training": training_step,
+            "search": functools.partial(search_step, method=method),
+            "sorting": sorting_step,
+        }
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(arguments.builds):
             works = {kind: make(architectures.build(arch).to(x.device), x, y) for kind, make in kinds.items()}
@@ -111,7 +120,7 @@ def main() -> int:
             found = interleaved(works, rounds=arguments.rounds, repeats=steps.N_REFRESH)
             for kind in kinds:
                 seconds[kind] += found[kind]
-        rows[f"{name}, batch {batch}"] = {
+        rows[f"{name}, batch {batch}, {method}"] = {
             "milliseconds": {kind: round(1e3 * statistics.median(values), 3) for kind, values in seconds.items()},
             "search_over_training": ratio(seconds, "search", "training"),
             "search_over_sorting": ratio(seconds, "search", "sorting"),
