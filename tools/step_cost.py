@@ -98,8 +98,8 @@ def search_step(model: nn.Module, x: Tensor, y: Tensor, *, method: str = "auto")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--builds", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=5, help="of each build")
+    parser.add_argument("--builds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="of each build")
     arguments = parser.parse_args()
     rows = {}
     for name, batch, method in NETS:

@@ -27,7 +27,7 @@ INITIAL_WIDTH = 0.1
 REACH = 0.02
 # Steps of scales are this many times as long as those of scores: their best values change whenever masks do. There is
 # one for so many of scores: the end is the same with one for each, and their gradients cost nearly as much as masks.
-# With one for four it is on MNIST too, and on Fashion-MNIST perhaps a tenth of a per cent worse.
+# With one for four it may be a tenth of a per cent worse, as with one for two where weights have three levels.
 PACE_OF_SCALES, N_BETWEEN_SCALES = 4.0, 2
 
 
@@ -238,7 +238,7 @@ METHODS: Mapping[str, Method] = {
             "smask: as auto, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
             "(below), at the density of the end all along; what auto is where few weights or bits are wanted (see "
             "choice)",
-            positive_scores, above, straight_through, **OWN, n_coats=3, falls=False,
+            positive_scores, above, straight_through, **OWN | {"n_between_scales": 1}, n_coats=3, falls=False,
         ),
         Method(
             "threshold",
