@@ -220,7 +220,6 @@ class DecoupledSearch(Search):
                 )
 
     @torch.no_grad()
-    @torch.no_grad()
     def gather(self) -> None:
         if not self.is_spread:
             return
