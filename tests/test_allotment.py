@@ -39,6 +39,14 @@ def test_a_sample_counts_for_its_layer() -> None:
     assert allotment.at(51 / 102) == {"a": 0.5, "b": 0.5}
 
 
+@pytest.mark.parametrize("n_kept", [1, 49, 50, 51, 77, 101])
+def test_a_sample_does_not_make_densities_coarse(n_kept: int) -> None:
+    allotment = Allotment({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([2.0, 1.0])}, {"a": 100, "b": 2}, {})
+    found = allotment.at(n_kept / 102)
+    assert 100 * found["a"] + 2 * found["b"] == pytest.approx(n_kept)
+    assert found["b"] == {1: 0.0, 49: 0.0, 50: 0.0, 51: 0.5, 77: 1.0, 101: 1.0}[n_kept]
+
+
 def test_what_the_caller_fixed_stays() -> None:
     allotment = Allotment({name: WORTH[name] for name in "ab"}, SIZES, {"c": 0.5})
     assert allotment.at(0.5) == {"a": 0.5, "b": 0.5, "c": 0.5}  # three of the six others

@@ -10,6 +10,7 @@ have one for all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -41,8 +42,8 @@ class Allotment:
         # Equal ones go in order of layers, so that every process finds the same.
         order = (torch.cat(samples) if samples else torch.empty(0)).sort(descending=True, stable=True).indices
         self._owner = owner[order]
-        each = torch.tensor([sizes[name] for name in self._free], dtype=torch.float64) / n_sampled
-        self._kept = each[self._owner].cumsum(0)
+        self._each = torch.tensor([sizes[name] for name in self._free], dtype=torch.float64) / n_sampled
+        self._kept = self._each[self._owner].cumsum(0)
 
     def at(self, density: float) -> dict[str, float]:
         """Density of each layer; a layer may get none, of which its last weight is kept by those who count.
@@ -55,8 +56,12 @@ class Allotment:
         if self._free and left <= 0:
             raise ArgumentError("density", density, "more than the first and last layers keep by themselves")
         n_above = int(torch.searchsorted(self._kept, left + ROUNDING * n_weights, right=True))
-        counts = self._owner[:n_above].bincount(minlength=len(self._free)).tolist()
-        found = {name: count / n for name, count, n in zip(self._free, counts, self._n_sampled, strict=True)}
+        counts = self._owner[:n_above].bincount(minlength=len(self._free)).double()
+        if n_above < len(self._owner):  # a sampled weight stands for several, of which some still fit
+            n_left = left - (float(self._kept[n_above - 1]) if n_above else 0.0) + ROUNDING * n_weights
+            counts[self._owner[n_above]] += max(0, math.floor(n_left)) / float(self._each[self._owner[n_above]])
+        shares = zip(self._free, counts.tolist(), self._n_sampled, strict=True)
+        found = {name: count / n for name, count, n in shares}
         return {name: self._fixed.get(name, found.get(name, 0.0)) for name in self._sizes}
 
 
