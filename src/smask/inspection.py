@@ -11,7 +11,7 @@ from . import bitcoding, floats, groups, manifest, prefixes
 from .container import Limits
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
-from .planes import Assembly, Significance
+from .planes import Assembly, kept_of_channels
 from .records import Record, Task, bit_sections, n_byte_planes
 
 
@@ -26,6 +26,8 @@ class TensorReport:
         same: Name of the tensor whose bytes it shares, one of its task or else of the first, or None.
         of: Name of the tensor of the base checkpoint that it is over, or None.
         n_weights, n_kept: Elements, and those that are not zero (None for a plain tensor).
+        n_kept_of_channels: The fewest and the most of an output channel, the first dimension (None for a plain tensor).
+        n_empty_channels: Output channels of which no weight is kept.
         n_bytes: Coded planes of the tensor, over the base ``values`` with its values.
         entropy_bytes: Zero-order entropy of its sections, of bits or, where they hold values, of bytes.
         codings: Coding of each section, in file order.
@@ -41,6 +43,8 @@ class TensorReport:
     of: str | None
     n_weights: int
     n_kept: int | None
+    n_kept_of_channels: tuple[int, int] | None
+    n_empty_channels: int
     n_bytes: int
     entropy_bytes: float
     codings: tuple[str, ...]
@@ -169,8 +173,7 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
         for index, record in enumerate(records)
         if record.planes
     }
-    counts = {index: assembly.counts for index, assembly in assemblies.items()}
-    found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in counts}
+    found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in assemblies}
     for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
         assembly, where = assemblies[index], f"{kind} of plane {plane} of {records[index].name!r}"
         n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
@@ -183,7 +186,7 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
         found[index].append((described.coding, described.n_bytes, entropy))
     tasks: list[str | None] = [*(task.name for task in opened.manifest.tasks)] or [None]
     return [
-        _report(records[index], task, counts.get(index), found.get(index, []))
+        _report(records[index], task, assemblies.get(index), found.get(index, []))
         for task, group in zip(tasks, groups.groups(opened.manifest), strict=True) for index in group
     ]  # fmt: skip
 
@@ -197,19 +200,24 @@ def _task_report(task: Task, reports: list[TensorReport]) -> TaskReport:
 
 
 def _report(
-    record: Record, task: str | None, counts: Significance | None, found: list[tuple[str, int, float]]
+    record: Record, task: str | None, assembly: Assembly | None, found: list[tuple[str, int, float]]
 ) -> TensorReport:
+    channels = kept_of_channels(assembly.planes, record.shape) if assembly else None
     return TensorReport(
         task=task,
         name=record.name,
         shape=record.shape,
         dtype=record.dtype,
-        base=record.base if counts else None,
+        base=record.base if assembly else None,
         n_planes=record.planes or 0,
         same=record.same,
         of=None if record.of is None else record.origin,
         n_weights=record.n_weights,
-        n_kept=counts.n_significant + counts.n_new if counts else None,
+        n_kept=assembly.counts.n_significant + assembly.counts.n_new if assembly else None,
+        n_kept_of_channels=(int(channels.min()), int(channels.max()))
+        if channels is not None and len(channels)
+        else None,
+        n_empty_channels=0 if channels is None else int((channels == 0).sum()),
         n_bytes=sum(n_bytes for _, n_bytes, _ in found),
         entropy_bytes=round(sum(entropy for _, _, entropy in found), 1),
         codings=tuple(coding for coding, _, _ in found),

@@ -40,6 +40,14 @@ def _form(tensor: TensorReport) -> str:
     return f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}" + f", over {over}" * bool(over)
 
 
+def _by_channel(tensor: TensorReport) -> str:
+    if tensor.n_kept_of_channels is None:
+        return ""
+    size = max(1, tensor.n_weights // tensor.shape[0] if tensor.shape else 1)
+    fewest, most = (f"{100 * n_kept / size:.2f}" for n_kept in tensor.n_kept_of_channels)
+    return f"{fewest} to {most}%"
+
+
 def _task_line(task: TaskReport) -> str:
     kept = f"{screen.n(task.n_plane_bytes)} bytes of planes, {task.n_kept / max(1, task.n_weights):.2%} kept"
     return f"{kept}, sha256 begins with {task.digest}" + "".join(f"; {key}: {text}" for key, text in task.meta.items())
@@ -59,7 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
     table = Table(box=None, pad_edge=False)
     if report.tasks:
         table.add_column("task")
-    for heading in ("tensor", "shape", "coded as", "kept", "bytes", "bits a weight", "entropy", "codings"):
+    for heading in (
+        "tensor",
+        "shape",
+        "coded as",
+        "kept",
+        "by channel",
+        "bytes",
+        "bits a weight",
+        "entropy",
+        "codings",
+    ):
         table.add_column(heading, justify="left" if heading in ("tensor", "shape", "coded as", "codings") else "right")
     for tensor in report.tensors:
         coded = safe(_form(tensor))
@@ -67,12 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
         numbers = (
             (
                 f"{(tensor.n_kept or 0) / size:.2%}",
+                _by_channel(tensor),
                 n(tensor.n_bytes),
                 f"{8 * tensor.n_bytes / size:.4f}",
                 f"{8 * tensor.entropy_bytes / size:.4f}",
             )
             if tensor.n_planes
-            else ("", "", "", "")
+            else ("", "", "", "", "")
         )
         table.add_row(
             *([safe(tensor.task)] if tensor.task else []),
@@ -84,11 +103,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     screen.show(table)
     ends = report.plane_ends
+    n_empty = sum(tensor.n_empty_channels for tensor in report.tensors)
+    n_channels = sum(tensor.shape[0] for tensor in report.tensors if tensor.n_planes and tensor.shape)
     rows = [
         ("", ""),
         ("file", screen.byte_line(report)),
         ("planes", f"{report.n_plane_bytes / (report.entropy_bytes or 1):.3f} of their zero-order entropy"),
         ("bits a weight", f"{report.bits_per_weight:.4f} over {n(report.n_weights)} coded weights"),
+        *([("empty channels", f"{n(n_empty)} of {n(n_channels)} output channels keep no weight")] if n_empty else []),
         ("against fp32", f"{report.fp32_bytes / report.n_bytes:.1f} times smaller than {n(report.fp32_bytes)} bytes"),
         ("seed", "none" if report.seed is None else str(report.seed)),
         ("tensors sha256", report.digest),
