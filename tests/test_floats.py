@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import smask
-from smask import floats
+from smask import bitcoding, floats
+from smask.errors import FormatError
 from smask.integrity import raw_bytes
 from smask.recipe import Recipe
 from smask.stored_tensors import smallest_exact
@@ -25,6 +26,41 @@ def test_vectors(vectors: Path) -> None:
         assert floats.plane_lengths(shapes) == [len(plane.packed) for plane in planes]
         again = floats.values_from_planes(planes, shapes)
         assert [value.tobytes() for value in again] == [value.tobytes() for value in values]
+
+
+@pytest.mark.clause("F-05")
+def test_ranged_vectors(vectors: Path) -> None:
+    n_ranged = 0
+    for case in json.loads((vectors / "floats.json").read_text()):
+        values = [
+            np.frombuffer(bytes.fromhex(value["bytes"]), np.uint8).reshape(-1, value["n_bytes"])
+            for value in case["values"]
+        ]
+        higher = floats.Higher([value.shape for value in values])
+        planes = floats.byte_planes(values)
+        for byte, plane, blob in zip(reversed(range(len(planes))), planes, case["ranged"], strict=True):
+            context = higher.context(byte)
+            if blob is None:
+                assert (context, len(plane.packed) > 4096) == (None, True)
+                continue
+            assert context is not None
+            bits = np.unpackbits(plane.packed, bitorder="little").view(bool)
+            assert context().encode(bits).hex() == blob
+            found = bitcoding.decode(bytes.fromhex(blob), "range", n_bits=plane.n_bits, where="", context=context)
+            assert found.packed.tobytes() == plane.packed.tobytes()
+            higher.see(byte, plane.packed)
+            n_ranged += 1
+        again = floats.decode(floats.encode(values), [value.shape for value in values])
+        assert [plane.packed.tobytes() for plane in again] == [plane.packed.tobytes() for plane in planes]
+    assert n_ranged > 15
+
+
+@pytest.mark.clause("E-05")
+def test_long_planes_are_not_ranged() -> None:
+    with pytest.raises(FormatError) as caught:
+        floats.decode([("range", bytes(8))], [(4097, 1)])
+    assert caught.value.clause == "E-05"
+    assert floats.decode(floats.encode([np.zeros((4097, 1), np.uint8)]), [(4097, 1)])[0].n_ones == 0
 
 
 @pytest.mark.clause("F-02")

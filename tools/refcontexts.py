@@ -32,18 +32,33 @@ class Known:
         return i // places // columns, i // places % columns, i % places
 
 
+class Counts:
+    """[K-01]: ones and all bits of each context."""
+
+    def __init__(self, ones: list[int], total: int) -> None:
+        self.ones, self.totals = ones, [total] * len(ones)
+
+    def chance(self, x: int) -> int:
+        return min(max((self.ones[x] << 16) // self.totals[x], 1), 2**16 - 1)
+
+    def add(self, seen: list[tuple[int, int]]) -> None:
+        """The contexts and bits of a block."""
+        for x, bit in seen:
+            self.totals[x] += 2**16
+            self.ones[x] += 2**16 * bit
+
+
 def decode_range(blob: bytes, known: Known) -> bitarray:
-    """A section of at most 2**22 weights; [K-01]."""
-    n_bits, has_density = known.open.count(), known.kind != "flip"
-    need(n_bits <= 1024 * len(blob), "E-06", f"{n_bits} bits in {len(blob)} bytes")
+    """A section of a plane; [K-01]."""
+    has_density = known.kind != "flip"
     need(len(blob) >= has_density, "E-01", "no density")
     density = Fraction(16 + (blob[0] & 15), 2 ** (5 + (blob[0] >> 4))) if has_density else Fraction()  # K-02
     decoder, bits = RangeDecoder(blob[has_density:]), bitarray(endian="little")
-    if not n_bits:
+    if not known.open.any():
         decoder.finish()
         return bits
     contexts = CONTEXTS[known.kind](known, density)
-    ones, totals = [6 * prior for prior in contexts.priors], [6 * 2**16] * len(contexts.priors)
+    counts = Counts([6 * prior for prior in contexts.priors], 6 * 2**16)
     rows, columns, places = known.lengths()
     blocks = min(rows, 16)
     for b in range(blocks):
@@ -53,12 +68,11 @@ def decode_range(blob: bytes, known: Known) -> bitarray:
         for i in range(first * columns * places, end * columns * places):
             if known.open[i]:
                 x, turned = contexts.context(i)
-                chance = min(max((ones[x] << 16) // totals[x], 1), 2**16 - 1)
+                chance = counts.chance(x)
                 bits.append(decoder.bit(2**16 - chance if turned else chance))
-                seen.append((i, x, turned, bits[-1]))
-        for i, x, turned, bit in seen:
-            totals[x] += 2**16
-            ones[x] += 2**16 * (bit ^ turned)
+                seen.append((i, x, bits[-1] ^ turned, bits[-1]))
+        counts.add([(x, bit) for _, x, bit, _ in seen])
+        for i, _, _, bit in seen:
             contexts.learn(i, bit)
     decoder.finish()
     return bits

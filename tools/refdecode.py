@@ -11,6 +11,7 @@ from bitarray import bitarray
 from zstandard import DICT_TYPE_RAWCONTENT, ZstdCompressionDict
 
 from refbases import base_values
+from refbytes import KnownBytes
 from refcontexts import Known
 from referrors import OverLimit, Refused, Unsupported, need
 from refmanifest import MAX_MANIFEST, WIDTH, read_manifest
@@ -83,7 +84,7 @@ def decode_tasks(
     need(m.base_digest is None or (base is not None and base_digest(base) == m.base_digest), "I-03", "another base")
     blobs = iter(m.blobs)
 
-    def section(_: str, n_bits: int, known: Known | None = None) -> bitarray:
+    def section(_: str, n_bits: int, known: Known | KnownBytes | None = None) -> bitarray:
         nonlocal place
         coding, size = next(blobs)
         if place + size > len(data):

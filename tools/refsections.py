@@ -7,10 +7,11 @@ from bitarray import bitarray
 from bitarray.util import zeros
 from zstandard import ZstdCompressionDict, ZstdDecompressor, ZstdError, get_frame_parameters
 
+from refbytes import KnownBytes, decode_bytes
 from refcontexts import Known, decode_range
 from referrors import Refused, need
 
-Sections = Callable[..., bitarray]  # the next section, given its kind, number of bits and, of planes, what is Known
+Sections = Callable[..., bitarray]  # the next section, given its kind, number of bits and, but of values, what is known
 
 
 def inflate(frame: bytes, check: Callable[[int], None], dictionary: ZstdCompressionDict | None = None) -> bytes:
@@ -36,12 +37,10 @@ def inflate_empty(zstd: ZstdDecompressor, frame: bytes) -> bytes:
     return b""
 
 
-def decode_section(coding: str, blob: bytes, n_bits: int, known: Known | None = None) -> bitarray:
+def decode_section(coding: str, blob: bytes, n_bits: int, known: Known | KnownBytes | None = None) -> bitarray:
     n_bytes = (n_bits + 7) // 8
     if coding == "range":
-        need(known, "E-05", "not of a plane")
-        need(len(known.open) <= 2**22, "E-05", f"of {len(known.open)} weights")
-        return decode_range(blob, known)
+        return decode_ranged(blob, n_bits, known)
     if coding == "gap-zstd":
         return place_gaps(inflate(blob, lambda size: need(size <= n_bits, "B-07", "more gaps than bits")), n_bits)
     if coding == "zstd":
@@ -51,6 +50,15 @@ def decode_section(coding: str, blob: bytes, n_bits: int, known: Known | None = 
     bits.frombytes(blob)
     need(not bits[n_bits:].any(), "B-01", "bits past the end")
     return bits[:n_bits]
+
+
+def decode_ranged(blob: bytes, n_bits: int, known: Known | KnownBytes | None) -> bitarray:
+    need(known is not None, "E-05", "of stored values")
+    of_bytes = isinstance(known, KnownBytes)
+    size, most = (n_bits // 8, 2**12) if of_bytes else (len(known.open), 2**22)
+    need(size <= most, "E-05", f"of {size} {'bytes' if of_bytes else 'weights'}")
+    need(n_bits <= 1024 * len(blob), "E-06", f"{n_bits} bits in {len(blob)} bytes")
+    return decode_bytes(blob, known) if of_bytes else decode_range(blob, known)
 
 
 def place_gaps(gaps: bytes, n_bits: int) -> bitarray:

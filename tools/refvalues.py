@@ -7,6 +7,7 @@ from itertools import islice
 
 from bitarray import bitarray
 
+from refbytes import KnownBytes
 from referrors import need
 from refmanifest import WIDTH
 from refsections import Sections
@@ -20,7 +21,7 @@ def join_byte_planes(sizes: list[tuple[int, int]], planes: int, section: Section
     arrays = [bytearray(width * count) for width, count in sizes]
     for b in reversed(range(planes)):
         n_bytes = sum(count for width, count in sizes if width > b)
-        plane = iter(section("bytes", 8 * n_bytes).tobytes())
+        plane = iter(section("bytes", 8 * n_bytes, KnownBytes(b, sizes, arrays)).tobytes())
         for array, (width, count) in zip(arrays, sizes, strict=True):
             if width > b:
                 array[b::width] = bytes(islice(plane, count))

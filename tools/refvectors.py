@@ -13,6 +13,7 @@ from bitarray import bitarray
 from bitarray.util import zeros
 
 from refbases import base_values, philox, words
+from refbytes import KnownBytes
 from refcontexts import Known
 from refdecode import decode_file, decode_tasks, describe, digest, matches
 from referrors import Refused
@@ -63,11 +64,16 @@ def planes_case(v: dict[str, Any]) -> tuple[list[bitarray], bitarray, list[dict[
     return state.planes, state.flips, asked
 
 
-def floats_case(v: dict[str, Any]) -> list[str]:
+def floats_case(v: dict[str, Any], ranged: list[str | None] | None = None) -> list[str]:
+    """The arrays, from byte planes or, where there are any, from blobs coded `range`."""
     sizes = [(array["n_bytes"], len(array["bytes"]) // 2 // array["n_bytes"]) for array in v["values"]]
-    queue = iter(v["byte_planes"])
-    arrays = join_byte_planes(sizes, len(v["byte_planes"]), lambda _, n_bits: bits_of(next(queue), n_bits))
-    return [array.hex() for array in arrays]
+    queue = iter(zip(v["byte_planes"], ranged or [None] * len(v["byte_planes"]), strict=True))
+
+    def section(_: str, n_bits: int, known: KnownBytes) -> bitarray:
+        plane, blob = next(queue)
+        return bits_of(plane, n_bits) if blob is None else decode_section("range", bytes.fromhex(blob), n_bits, known)
+
+    return [array.hex() for array in join_byte_planes(sizes, len(v["byte_planes"]), section)]
 
 
 def reconstruction_case(v: dict[str, Any]) -> str:
@@ -155,7 +161,11 @@ def cases(folder: Path) -> Iterator[tuple[Any, ...]]:
     yield from (("contexts", (v["n_bits"], v["bits"]), contexts_case, v) for v in load("contexts.json"))
     for v in load("trellis.json"):
         yield "trellis", numbers_of(v["magnitudes"], v["n_weights"]), trellis_case, v
-    yield from (("floats", [array["bytes"] for array in v["values"]], floats_case, v) for v in load("floats.json"))
+    for v in load("floats.json"):
+        arrays = [array["bytes"] for array in v["values"]]
+        yield "floats", arrays, floats_case, v
+        if "ranged" in v:
+            yield "floats.ranged", arrays, floats_case, v, v["ranged"]
     yield from (("reconstruction", v["weights"], reconstruction_case, v) for v in load("reconstruction.json"))
     yield from (("progressive", v["digest"], progressive_case, folder, v) for v in load("progressive.json"))
     for name, tensors in load("accept/expected.json").items():

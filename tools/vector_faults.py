@@ -60,7 +60,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "stored-too-wide": (lambda fields: fields.update(tensors=[{"name": "a", "shape": [1], "dtype": "F16", "stored": "F32"}]), "FormatError", "M-06"),
         "one-with-stream": (set_record(base="one", stream=3), "FormatError", "M-17"),
         "trellis-of-sixteen": (set_record(trellis=True, planes=16), "FormatError", "M-18"),
-        "bytes-by-range": (lambda fields: fields["blobs"][0].__setitem__(0, "range"), "FormatError", "E-05"),
+        "bytes-by-range": (lambda fields: fields["blobs"][0].__setitem__(0, "range"), "FormatError", "E-01"),
         "plain-and-coded": (set_record(stored="F32"), "FormatError", "M-07"),
         "no-scale": (lambda fields: fields["tensors"][0].pop("scale"), "FormatError", "M-07"),
         "coded-integers": (set_record(dtype="I32"), "FormatError", "M-07"),
@@ -132,6 +132,11 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "mask-of-nan": (over_unfit("nan"), "FormatError", "S-06"),
         "mask-beyond-binary32": (over_unfit("huge"), "FormatError", "S-06"),
         "range-beyond-its-bytes": (by_range(good, (64, 64), b"\x00"), "FormatError", "E-06"),
+        "too-many-bytes-by-range": (
+            rewritten(plain_file([0] * 4097, "U8", "U8"), lambda fields: fields["blobs"][0].__setitem__(0, "range")),
+            "FormatError",
+            "E-05",
+        ),
         "range-without-density": (by_range(good, (2, 0), b""), "FormatError", "E-01"),
         "scale-subnormal": (bad_scale(good, 2.0**-130), "FormatError", "R-02"),
     }

@@ -11,10 +11,12 @@ import torch
 from smask import (
     bases,
     bitcoding,
+    bytemodel,
     floats,
     integrity,
     philox,
     planes,
+    rangecoding,
     reconstruction,
     records,
 )
@@ -108,14 +110,47 @@ def bitcoding_vectors() -> dict[str, Any]:
 
 def floats_vectors() -> list[dict[str, Any]]:
     random = np.random.default_rng(3)
-    out = []
+    cases = []
     for widths in ((2, 2), (4, 2, 8, 1), (1,), ()):
-        values = [random.integers(0, 256, (3 + index, width), dtype=np.uint8) for index, width in enumerate(widths)]
-        out.append({
+        cases.append([random.integers(0, 256, (3 + n, width), dtype=np.uint8) for n, width in enumerate(widths)])
+    for shapes in (
+        ((40, 2), (40, 2), (0, 4), (40, 2), (10, 2), (10, 2)), ((9, 4), (9, 4), (1, 8), (30, 1), (30, 4)),
+        ((7, 2), (7, 2), (8, 2), (8, 2)), ((4096, 1),), ((4097, 1), (3, 2)),
+    ):  # fmt: skip
+        values = [random.integers(0, 8, shape, dtype=np.uint8) + np.uint8(120) for shape in shapes]
+        for value in values:
+            value[::3] = 0
+        cases.append(values)
+    for shapes in (((120, 2),) * 3, ((64, 4), (64, 2), (64, 8))):  # all contexts, or nearly
+        cases.append([random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes])
+        for value in cases[-1]:
+            value[random.random(len(value)) < 0.3] = 0
+    return [
+        {
             "values": [{"n_bytes": value.shape[1], "bytes": value.tobytes().hex()} for value in values],
             "byte_planes": [plane.packed.tobytes().hex() for plane in floats.byte_planes(values)],
-        })  # fmt: skip
-    return out
+            "ranged": ranged(values),
+        }
+        for values in cases
+    ]
+
+
+def ranged(values: list[np.ndarray]) -> list[str | None]:
+    """Blobs of byte planes by the reference of the coding ``range``, None where that takes no planes so long."""
+    planes, higher, blobs = floats.byte_planes(values), floats.Higher([value.shape for value in values]), []
+    for byte, plane in zip(reversed(range(len(planes))), planes, strict=True):
+        make = higher.context(byte)
+        if make:
+            known, bits = make(), np.unpackbits(plane.packed, bitorder="little").view(bool)
+            model = bytemodel.bytes_reference(known.above, known.partners)
+            order = [8 * i + j for first in range(0, len(plane.packed), 8)
+                     for j in reversed(range(8)) for i in range(first, min(first + 8, len(plane.packed)))]  # fmt: skip
+            bits = bits[np.array(order, np.int64)]
+            blobs.append(rangecoding.encode_reference(bits, rangecoding.driven(model, bits)).hex())
+        else:
+            blobs.append(None)
+        higher.see(byte, plane.packed)
+    return blobs
 
 
 def coded_cases() -> Iterator[tuple[int, CodedTensor]]:

@@ -9,7 +9,7 @@ raw        the packed bits
 zstd       one zstd frame of the packed bits
 gap-zstd   one zstd frame of gap bytes: a byte below 255 is that many zeros and a one, the byte 255
            is 255 zeros; zeros after the last one are not written
-range      bits coded at what the planes above say of them, see :mod:`smask.contexts`
+range      bits coded at what is known of them, see :mod:`smask.contexts` and :mod:`smask.bytemodel`
 ========== =======================================================================================
 """
 
@@ -18,15 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from bitarray import bitarray
 
 from . import frames
-from .contexts import Context
 from .errors import FormatError, UnsupportedError
+from .rangecoding import Booleans
 from .records import CODINGS
 
 Packed: TypeAlias = npt.NDArray[np.uint8]
@@ -65,6 +65,18 @@ class Bits:
     def n_ones(self) -> int:
         """Number of ones."""
         return int(np.bitwise_count(self.packed).sum(dtype=np.int64))
+
+
+class Known(Protocol):
+    """What is known where a section begins, for the coding ``range``: a model of its bits."""
+
+    def encode(self, bits: Booleans) -> bytes:
+        """Bytes for the bits of the section."""
+        ...
+
+    def decode(self, blob: bytes | memoryview, *, where: str) -> Booleans:
+        """The bits again."""
+        ...
 
 
 def entropy_bytes(n_ones: int, n_bits: int) -> float:
@@ -173,7 +185,7 @@ def bits_from_gaps_fast(gaps: bytes, n_bits: int, *, where: str) -> Bits:
 
 
 def encode(
-    bits: Bits, *, bytewise: bool = False, thorough: bool = True, context: Callable[[], Context] | None = None
+    bits: Bits, *, bytewise: bool = False, thorough: bool = True, context: Callable[[], Known] | None = None
 ) -> tuple[str, bytes]:
     """Codes a section in the smallest of the codings.
 
@@ -228,7 +240,7 @@ def _encode_large_byte_plane(raw: bytes) -> tuple[str, bytes]:
 
 
 def decode(
-    blob: bytes | memoryview, coding: str, *, n_bits: int, where: str, context: Callable[[], Context] | None = None
+    blob: bytes | memoryview, coding: str, *, n_bits: int, where: str, context: Callable[[], Known] | None = None
 ) -> Bits:
     """Inverse of :func:`encode`.
 
@@ -257,8 +269,8 @@ def decode(
         return bits_from_gaps_fast(frames.expand(blob, where=where, check=no_more_gaps_than_bits), n_bits, where=where)
     if coding == "range":
         if context is None:
-            want = "planes of at most 2**22 weights"
-            raise FormatError("E-05", where, "coding range for bytes, or for too many weights", want)
+            want = "planes of at most 2**22 weights or 2**12 bytes"
+            raise FormatError("E-05", where, "coding range for stored values, or for too many", want)
         if n_bits > MOST_BITS_A_BYTE * len(blob):
             raise FormatError(
                 "E-06", where, f"{n_bits} bits in {len(blob)} bytes", f"{MOST_BITS_A_BYTE} a byte at most"

@@ -26,11 +26,12 @@ class Counts:
 
     Args:
         chances: Of a one in each context before anything was seen, out of 65536.
+        n_prior: Bits that these count as much as.
     """
 
-    def __init__(self, chances: list[int]) -> None:
-        self._ones = N_PRIOR * np.array(chances, np.int64)
-        self._all = np.full(len(chances), N_PRIOR * CERTAIN)
+    def __init__(self, chances: list[int], *, n_prior: int = N_PRIOR) -> None:
+        self._ones = n_prior * np.array(chances, np.int64)
+        self._all = np.full(len(chances), n_prior * CERTAIN)
 
     def chances(self, contexts: Integers) -> Integers:
         """Of a one for bits in these contexts, out of 65536: never 0, never certain."""

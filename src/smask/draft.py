@@ -167,7 +167,7 @@ class Draft:
         self, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str], base_digest: str | None
     ) -> tuple[list[tuple[str, bytes]], list[tuple[Blob, int]], Manifest]:
         records = tuple(self.records)
-        shared = [bitcoding.encode(plane, bytewise=True) for plane in floats.byte_planes(self._parameters)]
+        shared = floats.encode(self._parameters)
         spooled = [self._blobs[section] for section in bit_sections(records)]
         described = Manifest(
             tensors=records,

@@ -2,17 +2,20 @@
 
 Byte plane b holds byte b (0 the least significant) of every value whose dtype has more than b bytes, in record order;
 the highest plane comes first in the file. Signs and exponents of all layers so meet in one blob, which compresses,
-and the low mantissa bytes in another, which does not and stays raw. A byte plane of n bytes is a section of 8n bits.
+and the low mantissa bytes in another, which mostly does not. A byte plane of n bytes is a section of 8n bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from . import bitcoding
 from .bitcoding import Bits, Packed
+from .bytemodel import MOST_BYTES, Bytes
+from .counting import Integers
 
 
 def byte_planes(values: Sequence[Packed]) -> list[Bits]:
@@ -44,3 +47,65 @@ def values_from_planes(planes: Sequence[Bits], shapes: Sequence[tuple[int, int]]
         for value, (start, end) in zip(holders, pairwise(ends), strict=True):
             value[:, byte] = plane.packed[start:end]
     return values
+
+
+class Higher:
+    """What the byte planes so far say of all values.
+
+    Args:
+        shapes: (n_values, n_bytes of the dtype) of each parameter.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
+        self._widths = [n_bytes for n, n_bytes in shapes if n]
+        self._values = [np.full(n, -1) for n, _ in shapes if n]
+
+    def context(self, byte: int) -> Callable[[], Bytes] | None:
+        """Makes what is known before a plane; None where it is too long for the coding ``range``."""
+        values = self._in_plane(byte)
+        ends = np.cumsum([0] + [len(value) for value in values])
+        if ends[-1] > MOST_BYTES:
+            return None
+
+        def known() -> Bytes:
+            partners = [np.full(len(value), -1) for value in values]
+            for index, (before, value) in enumerate(pairwise(values), 1):
+                if len(before) == len(value):
+                    partners[index] = np.arange(ends[index - 1], ends[index])
+            return Bytes(np.concatenate([np.zeros(0, np.int64), *values]), np.concatenate([[-1], *partners])[1:])
+
+        return known
+
+    def see(self, byte: int, plane: Packed) -> None:
+        """Takes the bytes of a plane."""
+        start = 0
+        for value in self._in_plane(byte):
+            own = plane[start : start + len(value)]
+            start += len(value)
+            value[:] = np.where(value < 0, own, (value << 8) + own)
+
+    def _in_plane(self, byte: int) -> list[Integers]:
+        return [value for value, width in zip(self._values, self._widths, strict=True) if width > byte]
+
+
+def encode(values: Sequence[Packed]) -> list[tuple[str, bytes]]:
+    """Coding and blob of every byte plane of parameters as in :func:`byte_planes`, highest first."""
+    planes, higher, blobs = byte_planes(values), Higher([value.shape for value in values]), []
+    for byte, plane in zip(reversed(range(len(planes))), planes, strict=True):
+        blobs.append(bitcoding.encode(plane, bytewise=True, context=higher.context(byte)))
+        higher.see(byte, plane.packed)
+    return blobs
+
+
+def decode(blobs: Iterable[tuple[str, bytes | memoryview]], shapes: Sequence[tuple[int, int]]) -> list[Bits]:
+    """Byte planes, highest first, from coding and blob of each; all else that ``blobs`` gives is left to others.
+
+    Raises:
+        FormatError, UnsupportedError: As of :func:`smask.bitcoding.decode`.
+    """
+    lengths, higher, planes = plane_lengths(shapes), Higher(shapes), list[Bits]()
+    for byte, n_bytes, (coding, blob) in zip(reversed(range(len(lengths))), lengths, blobs, strict=False):
+        where, context = f"byte plane {byte}", higher.context(byte)
+        planes.append(bitcoding.decode(blob, coding, n_bits=8 * n_bytes, where=where, context=context))
+        higher.see(byte, planes[-1].packed)
+    return planes

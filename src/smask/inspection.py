@@ -166,8 +166,7 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     records = opened.manifest.tensors
     shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
     blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
-    for (described, blob), n_bytes in zip(blobs, floats.plane_lengths(shapes), strict=False):
-        bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where="byte plane")
+    floats.decode(((described.coding, blob) for described, blob in blobs), shapes)
     assemblies = {
         index: Assembly(record.shape, n_planes=record.planes, flip=record.flip)
         for index, record in enumerate(records)

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from . import bitcoding, container, floats, groups, manifest
+from . import container, floats, groups, manifest
 from .container import Limits
 from .errors import ArchitectureError, ArgumentError
 from .manifest import Opened
@@ -111,8 +111,7 @@ def _written(
 ) -> bytes:
     """A file of parts that come from files of one architecture and one seed or base."""
     records = tuple(part.record for part in parts)
-    planes = floats.byte_planes([value for part in parts for value in part.values])
-    shared = [bitcoding.encode(plane, bytewise=True) for plane in planes]
+    shared = floats.encode([value for part in parts for value in part.values])
     stored: list[tuple[Blob, bytes | memoryview]] = [(Blob(coding, len(blob)), blob) for coding, blob in shared]
     coded = {(index, one.plane, one.kind): one for index, part in enumerate(parts) for one in part.sections}
     stored += [(coded[section].described, coded[section].blob) for section in bit_sections(records)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import bitcoding, floats
+from . import floats
 from .bitcoding import Packed
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
@@ -47,11 +47,7 @@ def parts_of(opened: Opened) -> list[Part]:
     records, n_first = opened.manifest.tensors, n_byte_planes(opened.manifest.tensors)
     blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=False))
     shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
-    byte_planes = []
-    for byte, n_bytes, (described, blob) in zip(
-        reversed(range(n_first)), floats.plane_lengths(shapes), blobs[:n_first], strict=True
-    ):
-        byte_planes.append(bitcoding.decode(blob, described.coding, n_bits=8 * n_bytes, where=f"byte plane {byte}"))
+    byte_planes = floats.decode(((described.coding, blob) for described, blob in blobs), shapes)
     values = iter(floats.values_from_planes(byte_planes, shapes))
     sections: list[list[Section]] = [[] for _ in records]
     coded = zip(bit_sections(records), blobs[n_first:], strict=False)
