@@ -138,6 +138,22 @@ def test_estimated_bytes_are_near_the_file(digits_data: Dataset) -> None:
     assert seen[-1].n_bytes == pytest.approx(len(smask.encode(model.state_dict(), recipe_of(model))), rel=0.1)
 
 
+def test_a_channel_that_keeps_no_weight_keeps_no_floats(digits_data: Dataset) -> None:
+    net = small(digits_data, "64-60-10")
+    model = smask.find_masks(net, Batches(digits_data, batch_size=64, seed=0), density=0.02, epochs=6)
+    state, n_silent = model.state_dict(), 0
+    for name, coded in recipe_of(model).coded.items():
+        silent = ~(state[name] != 0).any(1)
+        bias = state[name.replace("weight", "bias")]
+        assert torch.equal(coded.scale == 0, silent)
+        assert bool((bias[silent] == 0).all())
+        assert bool((bias[~silent] != 0).all())
+        n_silent += int(silent.sum())
+    assert n_silent > 10
+    reports = smask.inspect(smask.encode(state, recipe_of(model))).tensors
+    assert sum(report.n_empty_channels for report in reports) == n_silent
+
+
 def test_short_mantissas(digits_data: Dataset) -> None:
     def search(n_bits: int | None) -> nn.Module:
         return smask.find_masks(

@@ -36,6 +36,11 @@ def write(masked: MaskedWeight) -> None:
 
 
 @torch.no_grad()
+def grade(masked: MaskedWeight) -> None:
+    masked.grade()
+
+
+@torch.no_grad()
 def take_gradient(masked: MaskedWeight) -> None:
     masked.take_gradient()
 
@@ -66,9 +71,47 @@ def test_weights_and_gradients_by_hand(kind: str, per_channel: bool, shape: tupl
 def test_weights_of_three_coats_by_hand(kind: str, method: str, threshold: tuple[float, ...]) -> None:
     masked = layer(kind=kind, method=method)
     masked.threshold = threshold
+    grade(masked)
     write(masked)
     levels = sum((masked.scores() > at).float() for at in threshold)
     assert torch.equal(masked.weight, levels * masked.base * masked.scale)
+
+
+def test_levels_stay_for_some_steps_and_masks_do_not() -> None:
+    masked = layer(method="coats")
+    masked.refresh(0.5)
+    grade(masked)
+    before, ranks = (masked.graded / masked.base).clone(), masked.scores()
+    assert before.unique().tolist() == [1.0, 2.0, 3.0]
+    with torch.no_grad():
+        masked.latent.copy_(ranks.flip(0) * masked.sign)
+    write(masked)
+    kept = masked.scores() > masked.threshold[0]
+    assert torch.equal(masked.weight, kept * before * masked.base * masked.scale)
+    other = layer(method="coats")
+    other.restore(masked.tensors(), levels=None)
+    write(other)
+    assert torch.equal(other.weight, masked.weight)
+    grade(masked)
+    assert torch.equal(masked.graded / masked.base, before.flip(0))
+
+
+def test_a_channel_without_weights_says_nothing_once_masks_are_fixed() -> None:
+    masked = layer()
+    masked.bias = torch.nn.Parameter(torch.arange(1.0, 7.0))
+    masked.refresh(0.5)
+    write(masked)
+    assert masked.bias.tolist() == [1, 2, 3, 4, 5, 6]
+    levels = torch.zeros(6, 40, dtype=torch.uint8)
+    levels[1, 3], levels[4, :5] = 1, 1
+    masked.keep(levels.flatten())
+    for _ in range(2):  # whatever the optimiser makes of them
+        write(masked)
+        assert masked.bias.tolist() == [0, 2, 0, 0, 5, 0]
+        masked.bias.data += 1
+        masked.bias.data[[1, 4]] -= 1
+    coded = coded_tensors({"w": masked}, {"w": levels.flatten()}, Floats(torch.bfloat16, 4))["w"]
+    assert (coded.scale != 0).tolist() == [False, True, False, False, True, False]
 
 
 def test_scale_of_zero_stays_finite() -> None:

@@ -148,6 +148,22 @@ def test_padding_stays_zero() -> None:
     assert found[0].weight.any(1).sum() >= 7
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "bias"),
+    [
+        (nn.Linear(3, 4), "weight", "bias"),
+        (nn.Conv2d(3, 4, 3), "weight", "bias"),
+        (nn.Conv1d(3, 4, 3, bias=False), "weight", None),
+        (nn.ConvTranspose2d(4, 4, 3), "weight", None),
+        (nn.LSTM(4, 4), "weight_ih_l0", None),
+        (nn.MultiheadAttention(8, 2), "in_proj_weight", None),
+        (nn.MultiheadAttention(8, 2), "out_proj.weight", "out_proj.bias"),
+    ],
+)
+def test_which_bias_is_that_of_the_channels(module: nn.Module, name: str, bias: str | None) -> None:
+    assert maskable(module)[name].bias is (module.get_parameter(bias) if bias else None)
+
+
 def test_inputs_of_several_arguments_and_chosen_parameters() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -171,12 +187,18 @@ def test_inputs_of_several_arguments_and_chosen_parameters() -> None:
 
 
 def test_refused() -> None:
+    empty = nn.Linear(2, 2)
+    empty.weight = nn.Parameter(torch.empty(0, 2))
     for model, name in (
         (nn.Sequential(nn.Embedding(3, 3, sparse=True)), "0"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), ""),
         (nn.LayerNorm(3), "model"),
         (nn.Linear(2, 2).double(), "weight"),
+        (empty, "model"),
     ):
         with pytest.raises(ArgumentError) as caught:
             maskable(model)
         assert caught.value.name == name
+    with pytest.raises(ArgumentError) as caught:
+        maskable(empty, ["weight"])
+    assert (caught.value.name, caught.value.got) == ("only", "weight")

@@ -47,13 +47,18 @@ class Floats:
 def coded_tensors(
     layers: Mapping[str, MaskedWeight], levels: Mapping[str, Tensor], floats: Floats
 ) -> dict[str, CodedTensor]:
-    """Levels and rounded scales in the form of the file."""
+    """Levels and rounded scales in the form of the file; the scale of a channel that keeps no weight is zero."""
+
+    def scales(layer: MaskedWeight, levels: Tensor) -> Tensor:
+        scale = _within(floats.coarse(layer.scales().flatten().cpu()))
+        return scale.masked_fill(layer.silent(levels), 0.0) if layer.per_channel else scale
+
     return {
         name: CodedTensor(
             shape=tuple(layer.shape),
             stream=0 if layer.origin is not None else layer.stream,
             planes=tuple(_packed(levels[name] >> plane & 1 != 0) for plane in reversed(range(layer.method.n_planes))),
-            scale=_within(floats.coarse(layer.scales().flatten().cpu())),
+            scale=scales(layer, levels[name]),
             base=layer.kind,
             flip=_packed(layer.flips() & (levels[name] != 0)) if layer.method.flips else None,
             of=None if layer.origin is None else "",
@@ -73,11 +78,24 @@ def _packed(bits: Tensor) -> Tensor:
 
 
 def finished_model(
-    original: nn.Module, trained: nn.Module, recipe: Recipe, floats: Floats, biases: Collection[str]
+    original: nn.Module,
+    trained: nn.Module,
+    recipe: Recipe,
+    floats: Floats,
+    biases: Collection[str],
+    silent: Mapping[str, Tensor],
 ) -> nn.Module:
     """A copy of the original with reconstructed weights and rounded floats, in the original order of its state.
 
     What is still as in the checkpoint that the model is over is not rounded: it costs nothing.
+
+    Args:
+        original: As it was given.
+        trained: The search's copy of it.
+        recipe: Of the masks found.
+        floats: How exactly floats are kept.
+        biases: State-dict names of the biases of masked layers.
+        silent: Those of which some are zero, with a mask that says which, bool [C].
     """
     found, state = trained.state_dict(), dict[str, Tensor]()
     first: dict[int, str] = {}
@@ -89,6 +107,7 @@ def finished_model(
             state[name] = reconstruct(recipe.coded[name], recipe.seed).to(tensor.dtype)
         else:
             value = found[name].cpu()
+            value = value.masked_fill(silent[name], 0.0) if name in silent else value
             over = recipe.origins.get(name)
             if value.is_floating_point() and not (over and equal_bits(value, over[1])):
                 value = floats.coarse(value) if name in biases else floats.fine(value)

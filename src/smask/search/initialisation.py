@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .methods import Method
 from .pretrained import ordered_by_magnitude
-from .scores import MaskedWeight, Rows
+from .rows import Rows
+from .scores import MaskedWeight
 from .weights import Maskable
 
 # Where a density that falls begins.
@@ -43,7 +44,7 @@ def masked_weights(
             weight, method, kind=base, seed=seed, stream=stream,
             per_channel=per_channel and method.learns_scale and (learned or origin is None),
             density=density, fan_in=one.fan_in * (max(START_DENSITY, density) if learned and method.falls else density),
-            rows=rows[name] if rows else None, origin=origin,
+            rows=rows[name] if rows else None, origin=origin, bias=one.bias,
         )  # fmt: skip
         with torch.no_grad():
             drawn = method.initial(weight.shape, random)

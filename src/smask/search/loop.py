@@ -237,6 +237,7 @@ def find_masks(
             initial=initial,
         )
         biases = zero_biases(model, weights, learn=learn_bias, given=taken.others if taken else ())
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
         ends = zip((next(iter(weights)), next(reversed(weights))), (first_density, last_density), strict=True)
         fixed = {name: density for name, density in ends if density is not None}
@@ -249,7 +250,8 @@ def find_masks(
                 origin.digest if origin else None,
                 {name: ("", tensor) for name, tensor in taken.others.items()} if taken else {},
             )  # fmt: skip
-            return finished_model(original, model, recipe, floats, biases)
+            silent = {names[id(one.bias)]: one.silent(levels[n]) for n, one in layers.items() if one.bias is not None}
+            return finished_model(original, model, recipe, floats, biases, silent)
 
         shared = search.allotted if method_of.worth else densities_at
         n_bytes_float = N_BYTES_FLOAT if float_bits is None else (float_bits + 3) / 8

@@ -6,7 +6,6 @@ the end, learned scales and biases unless the caller wants none. ``auto`` is wha
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,19 +124,11 @@ def equal_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
 
 
 def above(layer: MaskedWeight) -> Tensor:
-    """Base * number of thresholds below the rank of a weight: its score, or the magnitude of that."""
-    lowest, *others = layer.threshold
-    ranks = layer.scratch if others else layer.weight
-    if layer.method.by_magnitude:
-        torch.abs(layer.latent, out=ranks)
-    else:
-        torch.mul(layer.latent, layer.sign, out=ranks)
+    """Base * level where the rank of a weight, its score or the magnitude of that, is above the lowest threshold."""
+    ranks = layer.ranks()
     # One operator of torch, where comparing and then multiplying are two; and booleans cost conversions.
-    step = functools.partial(torch.ops.aten.threshold_backward.grad_input, layer.base, ranks)
-    step(lowest, grad_input=layer.weight)
-    for place, threshold in enumerate(others, 2):
-        layer.weight.add_(step(threshold, grad_input=layer.second_scratch if place < layer.method.n_coats else ranks))
-    return layer.weight
+    torch.ops.aten.threshold_backward.grad_input(layer.graded, ranks, layer.threshold[0], grad_input=ranks)
+    return ranks
 
 
 def signs_above(layer: MaskedWeight) -> Tensor:
@@ -238,7 +229,7 @@ METHODS: Mapping[str, Method] = {
             "smask: as auto, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
             "(below), at the density of the end all along; what auto is where few weights or bits are wanted (see "
             "choice)",
-            positive_scores, above, straight_through, **OWN | {"n_between_scales": 1}, n_coats=3, falls=False,
+            positive_scores, above, straight_through, **OWN, n_coats=3, falls=False,
         ),
         Method(
             "threshold",

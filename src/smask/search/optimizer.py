@@ -28,6 +28,13 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["pace"]
 
 
+def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """As ``zero_grad``, whose note for the profiler takes a hundredth of a step of a small net."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """In the order in which its state counts them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 
 from .. import bases
 from ..fills import flushed
-from .ranks import Ranks, mixed
+from .ranks import mixed
+from .rows import Rows
 
 if TYPE_CHECKING:
     from .methods import Method
@@ -36,46 +36,6 @@ N_SAMPLE = 1 << 14
 TEMPERATURE = 0.05
 # Too small to change any other scale, and the smallest that no processor flushes to zero.
 TINY = torch.finfo(torch.float32).tiny
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a weight that this rank holds.
-
-    Attributes:
-        first, last: From and up to which.
-        ranks: Those that hold the others; None if this one holds all.
-    """
-
-    first: int
-    last: int
-    ranks: Ranks | None
-
-    @property
-    def n(self) -> int:
-        """How many."""
-        return self.last - self.first
-
-    def local(self, tensor: Any) -> Any:
-        """These rows of a parameter or of its gradient, in its memory; where rows are shared it is a DTensor."""
-        if not self.ranks:
-            return tensor
-        with torch.no_grad():
-            return tensor.to_local()
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over all that hold rows, in place."""
-        if self.ranks:
-            self.ranks.sum([value])
-        return value
-
-    def whole(self, rows: Tensor, n: int) -> Tensor:
-        """All n rows of all ranks."""
-        if not self.ranks:
-            return rows
-        whole = rows.new_zeros(n, *rows.shape[1:])
-        whole[self.first : self.last] = rows
-        return self.sum(whole)
 
 
 class MaskedWeight:
@@ -96,10 +56,14 @@ class MaskedWeight:
         n_usable: Weights whose base is not zero, on all ranks; no others are ever kept.
         sign: Their signs; the same tensor for the signed base.
         threshold: n_coats numbers of float32, highest last; a weight has a coat for each that its rank is above.
+        graded: Base times the level that a weight has while it is kept, float32 [c, ...], since the last
+            :meth:`grade`; the base itself with one level.
         density: Kept weights over usable ones at the end.
         now: The same at the last refresh.
         kept: Base weights times final levels once these are fixed, else None.
         mean_gradient: Running mean of the gradients of the weights, float32 [c, ...], where the method wants it.
+        bias: What channels say that keep no weight, [C] on all ranks: nothing from where masks are fixed, as most of it
+            is never heard and all of it has to be stored. None where it stays.
         random: Draws masks where the method does; :meth:`seed_draws` says from where on.
     """
 
@@ -116,6 +80,7 @@ class MaskedWeight:
         fan_in: float,
         rows: Rows | None = None,
         origin: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> None:
         n_row, device = weight[0].numel() if weight.shape[0] else 0, weight.device
         self._rows = rows = rows or Rows(0, weight.shape[0], None)
@@ -135,8 +100,11 @@ class MaskedWeight:
         self.density = self.now = density
         self.base = values.reshape(self.weight.shape)
         self.sign = self.base if self.kind == "signed" else self.base.sign()
+        self.bias = bias if origin is None else None
         self.threshold: tuple[float, ...] = (0.0,) * method.n_coats
+        self.graded = self.base.clone() if method.n_coats > 1 else self.base
         self.kept: Tensor | None = None
+        self._silent: Tensor | None = None
         self.latent = nn.Parameter(self.sign.clone())
         # He et al., "Delving Deep into Rectifiers" (2015), section 2.2, with the fan-in that the mask leaves.
         self.deviation = math.sqrt(2.0 / max(1.0, fan_in))
@@ -157,11 +125,6 @@ class MaskedWeight:
     @cached_property
     def scratch(self) -> Tensor:
         """More memory for the arithmetic, float32 [c, ...], for methods that want it: fresh memory costs more."""
-        return torch.empty_like(self.base)
-
-    @cached_property
-    def second_scratch(self) -> Tensor:
-        """The same again."""
         return torch.empty_like(self.base)
 
     @property
@@ -186,6 +149,8 @@ class MaskedWeight:
         """Puts the masked weights into the module; to be called without gradients (``torch.no_grad``)."""
         unscaled = self.method.masked(self) if self.kept is None else self.kept
         torch.mul(unscaled, self.scale, out=self.weight)
+        if self._silent is not None and self.bias is not None:
+            self.bias.masked_fill_(self._silent, 0.0)
 
     def take_gradient(self, step: int = 0) -> None:
         """Hands the gradient of the written weight on to latents and, where it is their turn, to the scale.
@@ -207,6 +172,12 @@ class MaskedWeight:
             self.scale.grad = total.view(self.scale.shape).div_(self.scale + TINY)
         if self.kept is None:
             self.latent.grad = self.method.gradient(self, gradient)
+
+    def ranks(self) -> Tensor:
+        """What weights are ranked by, float32 [c, ...], in the memory of the weight; without gradients as above."""
+        if self.method.by_magnitude:
+            return torch.abs(self.latent, out=self.weight)
+        return torch.mul(self.latent, self.sign, out=self.weight)
 
     def scores(self) -> Tensor:
         """Scores, float32 [C, ...]."""
@@ -239,6 +210,17 @@ class MaskedWeight:
             found = sample.sort().values[places].tolist()
         self.threshold = tuple(-math.inf if part >= 1 else at for part, at in zip(parts, found, strict=True))
 
+    def grade(self) -> None:
+        """Gives weights the levels that they have by their ranks now, the lowest to those that are not kept."""
+        if len(self.threshold) == 1:
+            return
+        (first, *others), ranks, step = self.threshold[1:], self.ranks(), torch.ops.aten.threshold_backward.grad_input
+        step(self.base, ranks, first, grad_input=self.graded)
+        self.graded.add_(self.base)
+        for threshold in others:  # the last may overwrite the ranks: fresh memory costs more
+            out = ranks if threshold is others[-1] else torch.empty_like(ranks)
+            self.graded.add_(step(self.base, ranks, threshold, grad_input=out))
+
     @torch.no_grad()
     def order(self) -> Tensor:
         """Indices of the weights, int64 [n_weights] on the CPU, highest rank first; equal ones in order of index."""
@@ -250,8 +232,13 @@ class MaskedWeight:
         """Fixes levels for good: uint8 [n_weights] on the CPU, 0 for weights that are not kept."""
         signed = self.base.abs() * self.latent.detach().sign() if self.method.flips else self.base
         self.kept = signed * self.part(levels.view(self.shape)).to(self.base.device)
+        self._silent = self.silent(levels).to(self.base.device)
         self.latent.grad = None
         self.method.settle(self)
+
+    def silent(self, levels: Tensor) -> Tensor:
+        """Channels that keep no weight, bool [C] on the CPU, of levels uint8 [n_weights]."""
+        return ~(levels.view(self.shape[0], -1) > 0).any(1)
 
     def flips(self) -> Tensor:
         """Weights whose sign is not that of the base, bool [n_weights] on the CPU."""
@@ -277,6 +264,7 @@ class MaskedWeight:
         """What is not regenerated from the seed, not copied."""
         found = {"latent": self.whole(self.latent.detach()), "scale": self.scales()}
         found["threshold"] = torch.tensor(self.threshold)
+        found |= {"graded": self.whole(self.graded)} if self.method.n_coats > 1 else {}
         return found if self.mean_gradient is None else found | {"mean_gradient": self.whole(self.mean_gradient)}
 
     @torch.no_grad()
@@ -285,6 +273,8 @@ class MaskedWeight:
         self.latent.copy_(self.part(tensors["latent"]))
         self.scale.copy_(self.part(tensors["scale"]) if self.per_channel else tensors["scale"])
         self.threshold = tuple(tensors["threshold"].tolist())
+        if self.method.n_coats > 1:
+            self.graded.copy_(self.part(tensors["graded"]))
         if self.mean_gradient is not None:
             self.mean_gradient.copy_(self.part(tensors["mean_gradient"]))
         if levels is not None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import ArgumentError
 from .ranks import Ranks
-from .scores import Rows
+from .rows import Rows
 from .weights import Maskable
 
 

@@ -14,7 +14,7 @@ from .densities import cubic
 from .exchange import exchange_some
 from .initialisation import START_DENSITY
 from .objective import Objective, called
-from .optimizer import optimizer_of, parameters_of, set_rate
+from .optimizer import forget_gradients, optimizer_of, parameters_of, set_rate
 from .precision import Precision
 from .ranks import Ranks, running_statistics
 from .schedule import Schedule
@@ -22,6 +22,9 @@ from .scores import MaskedWeight
 
 # Steps between two looks at the thresholds and at the loss.
 N_REFRESH = 40
+# Steps for which kept weights have their levels, where there are several: found in every step they cost as much as all
+# else around masks. Of 4 kB nothing is lost on MNIST images set aside, with 40 it is 0.2 %.
+N_BETWEEN_LEVELS = 4
 
 
 class Search:
@@ -98,6 +101,8 @@ class Search:
         for layer in self.own.values():
             if layer.method.draws:
                 layer.seed_draws(self.done)
+            if layer.kept is None and self.done % N_BETWEEN_LEVELS == 0:
+                layer.grade()
             layer.write()
 
     def step(
@@ -121,7 +126,7 @@ class Search:
         if self.done == self.schedule.n_search:
             self.fix()
         self.write(refresh=not self.levels and self.done % N_REFRESH == 0)
-        self.optimizer.zero_grad(set_to_none=True)
+        forget_gradients(self.optimizer)
         total = self.gradients(batch, objective, seen)
         if self.method.wish and not self.levels:
             exchange_some(self.own, self.method.wish, step=self.done, n_search=self.schedule.n_search)

@@ -22,12 +22,15 @@ class Maskable:
             what comes in.
         biases: State-dict names of the biases of its module, which start at zero.
         silent: Channels that stay zero.
+        bias: What a channel of no weights still says, [C], or None: the bias of a linear layer or a convolution. In
+            recurrent cells it moves a gate, and in transposed convolutions it belongs to other channels.
     """
 
     weight: nn.Parameter
     fan_in: float
     biases: tuple[str, ...] = ()
     silent: tuple[int, ...] = ()
+    bias: torch.Tensor | None = None
 
 
 def _per_output(module: Any, weight: nn.Parameter) -> float:
@@ -55,9 +58,10 @@ def _recurrent(module: Any, weight: nn.Parameter) -> float:
     return 6.0 * int(module.hidden_size)
 
 
+BIASED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Module types to how their weights begin; parameters of theirs whose name has "bias" in it are biases.
 KINDS: Mapping[type[nn.Module], Callable[[Any, nn.Parameter], float]] = {
-    **dict.fromkeys((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d), _per_output),
+    **dict.fromkeys(BIASED, _per_output),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _transposed),
     nn.Embedding: _lookup,
     nn.MultiheadAttention: _no_relu,
@@ -84,8 +88,9 @@ def maskable(model: nn.Module, only: Collection[str] | None = None) -> dict[str,
         own = [(name, p) for name, p in module.named_parameters(path, recurse=False) if "bias" not in _last(name)]
         biases = tuple(name for name, _ in module.named_parameters(path, recurse=False) if "bias" in _last(name))
         for _, weight in own:
-            if weight.dim() >= 2:
-                made = Maskable(weight, fan_in(module, weight), biases, _silent(module))
+            if weight.dim() >= 2 and weight.numel():
+                bias = module.bias if isinstance(module, BIASED) and weight is module.weight else None
+                made = Maskable(weight, fan_in(module, weight), biases, _silent(module), bias)
                 found.setdefault(first[id(weight)], made)
         _check_module(path, module, own)
     if only is not None:
@@ -144,8 +149,8 @@ def _named(model: nn.Module, name: str) -> Maskable:
         weight = model.get_parameter(name)
     except AttributeError:
         raise ArgumentError("only", name, "state-dict names of parameters") from None
-    if weight.dim() < 2:
-        raise ArgumentError("only", name, "parameters of two or more dimensions")
+    if weight.dim() < 2 or not weight.numel():
+        raise ArgumentError("only", name, "parameters of two or more dimensions, none of them zero")
     return Maskable(weight, weight[0].numel())
 
 
