@@ -1,12 +1,9 @@
-import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import smask
-from smask.planes import kept_of_channels
 
 
 def test_figures_add_up(found: torch.nn.Module, tmp_path: Path) -> None:
@@ -43,17 +40,6 @@ def test_channels_are_counted(found: torch.nn.Module) -> None:
             assert tensor.n_empty_channels == int((of_channels == 0).sum())
         else:
             assert (tensor.n_kept_of_channels, tensor.n_empty_channels) == (None, 0)
-
-
-@pytest.mark.parametrize("shape", [(5, 3), (40_000, 7), (3, 200_003), (9, 2, 5), (4, 0), (0, 4), (0,), ()])
-def test_channels_of_any_shape(shape: tuple[int, ...]) -> None:
-    random = np.random.default_rng(3)
-    planes = random.random((2, *shape)) < 0.3
-    if shape:
-        planes[:, :1] = False
-    packed = [np.packbits(plane.reshape(-1), bitorder="little") for plane in planes]
-    wanted = planes.any(0).reshape(shape[0] if shape else 1, math.prod(shape[1:])).sum(1)
-    assert kept_of_channels(packed, shape).tolist() == wanted.tolist()
 
 
 def test_as_dict_is_plain(found: torch.nn.Module) -> None:

@@ -70,7 +70,7 @@ def test_points_of_a_coarser_level_by_hand() -> None:
     ):
         assembly = Assembly((8,), n_planes=3, flip=False)
         assembly.planes += planes
-        coded = coded_tensor(record, [torch.tensor([0.5]), torch.tensor([0.125])], assembly)
+        coded = coded_tensor(record, [torch.tensor([0.5]), torch.tensor([0.125])], assembly.planes, assembly.flip)
         assert (reconstruct(coded, 0).abs() * 2).tolist() == levels
 
 

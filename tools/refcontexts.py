@@ -15,7 +15,7 @@ Place = tuple[int, int, int]  # o, i, k
 @dataclass(frozen=True)
 class Known:
     """What is known of a tensor before a section of it: magnitudes by the planes above and flips so far. `open` marks
-    the weights that have a bit in the section."""
+    the weights that have a bit in the section. Silent channels are in none of these: [P-08]."""
 
     kind: str
     shape: tuple[int, ...]

@@ -16,7 +16,16 @@ from refcontexts import Known
 from referrors import OverLimit, Refused, Unsupported, need
 from refmanifest import MAX_MANIFEST, WIDTH, read_manifest
 from refsections import Planes, Sections, decode_section, inflate, trellis_magnitudes
-from refvalues import coarser, join_byte_planes, origin_values, plain_values, reconstruct, restore, widen
+from refvalues import (
+    coarser,
+    join_byte_planes,
+    origin_values,
+    plain_values,
+    reconstruct,
+    restore,
+    silent_channels,
+    widen,
+)
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype, shape, little-endian bytes
 DICTIONARY = Path(__file__).resolve().parents[1] / "src/smask/data/manifest.dict"
@@ -56,6 +65,11 @@ class Missing(Exception):  # noqa: N818
     """A section at or past the end of a prefix."""
 
 
+def planes_of(r: Record, parts: list[bytes]) -> Planes:
+    """None read yet. Scales come first because sections have no bits of silent channels: [P-08]."""
+    return Planes(tuple(r.shape), silent_channels(r, parts)) if r.planes else Planes((0,))
+
+
 def read_in_order(m: Record, states: list[Planes], section: Sections) -> None:
     """Sections of [P-02]; stops at the first that is missing, with no part of a plane taken."""
     values = [(r, state) for r, state in zip(m.tensors, states, strict=True) if r.width]
@@ -92,17 +106,17 @@ def decode_tasks(
         place += size
         return decode_section(coding, data[place - size : place], n_bits, known)
 
-    states = [Planes(tuple(r.shape) if r.planes else (0,)) for r in m.tensors]
     try:
         arrays = iter(join_byte_planes(m.sizes, m.byte_planes, section))
     except Missing:
         raise Refused("P-05", "not even the floats") from None
+    parameters = [[next(arrays) for _ in r.values] for r in m.tensors]
+    states = [planes_of(r, parts) for r, parts in zip(m.tensors, parameters, strict=True)]
     try:
         read_in_order(m, states, section)
     except Missing:
         need(prefix, "C-04", "a section past the end")
-    for r, state in zip(m.tensors, states, strict=True):
-        parts = [next(arrays) for _ in r.values]
+    for r, state, parts in zip(m.tensors, states, parameters, strict=True):
         r.content = r.holder.content if r.same else tensor_of(m, r, state, parts, base or {})
     return m, [{r.name: (r.dtype, tuple(r.shape), r.content) for r in group} for group in m.groups]
 
@@ -146,12 +160,13 @@ def tensor_of(m: Record, r: Record, state: Planes, parts: list[bytes], base: dic
     ] * (not r.offset)
     missing = r.planes - len(state.planes) if state.planes else 0
     scale, offset = coarser(scale, offset, missing, trellis=r.trellis)
-    q = trellis_magnitudes(state.magnitudes) if r.trellis and not missing else state.magnitudes
+    magnitudes, flips = state.spread()
+    q = trellis_magnitudes(magnitudes) if r.trellis and not missing else magnitudes
     over = None if r.of is None else origin_values(origin, origin_dtype)
     masked = r.base == "file"
     numbers = over if masked else base_values(r.base, m.seed, r.stream, 0, r.size)
     return reconstruct(
-        q, state.flips, iter(numbers), scale, offset, r.dtype, added=None if masked else over, flush=over is not None
+        q, flips, iter(numbers), scale, offset, r.dtype, added=None if masked else over, flush=over is not None
     )
 
 

@@ -1,6 +1,7 @@
 """Sections: zstd frames (section 5), bit codings (section 10), and planes that follow from one another (section 9)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from math import prod
 
 from bitarray import bitarray
@@ -74,10 +75,13 @@ def place_gaps(gaps: bytes, n_bits: int) -> bitarray:
 
 
 class Planes:
-    """What the planes read so far say of the weights of a tensor; `planes` has them from the highest."""
+    """What the planes read so far say of the weights of a tensor; `planes` has them from the highest. `silent` says of
+    each channel whether it is; all but `spread` is of the other channels alone: [P-08]."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        size, self.shape = prod(shape), shape
+    def __init__(self, shape: tuple[int, ...], silent: Sequence[bool] = ()) -> None:
+        self.silent = silent
+        self.shape = (shape[0] - sum(silent), *shape[1:]) if silent else shape
+        size = prod(self.shape)
         self.significant, self.flips = zeros(size, "little"), zeros(size, "little")
         self.planes: list[bitarray] = []
         self.magnitudes = [0] * size  # or indices of a trellis
@@ -101,6 +105,15 @@ class Planes:
     def add(self, plane: bitarray) -> None:
         self.planes.append(plane)
         self.magnitudes = [2 * high + bit for high, bit in zip(self.magnitudes, plane, strict=True)]
+
+    def spread(self) -> tuple[list[int], bitarray]:
+        """Magnitudes and flips of all weights of the record, zero in silent channels: [P-08]."""
+        if not self.silent:
+            return self.magnitudes, self.flips
+        each, loud = prod(self.shape[1:]), zip(self.magnitudes, self.flips, strict=True)
+        nothing = [(0, 0)] * each
+        weights = [weight for silent in self.silent for weight in (nothing if silent else islice(loud, each))]
+        return [q for q, _ in weights], bitarray([flip for _, flip in weights], endian="little")
 
     def read_values(self, section: Sections) -> None:
         self.value_bytes.append(section("values", 8 * self.significant.count()).tobytes())

@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Iterator
 from itertools import islice
+from types import SimpleNamespace as Record
 
 from bitarray import bitarray
 
@@ -46,6 +47,14 @@ def widen(data: bytes, source: str, target: str) -> bytes:
         return data
     values = unpack(data, source)
     return struct.pack(f"<{len(values)}{CODES[target]}", *values)
+
+
+def silent_channels(r: Record, parts: list[bytes]) -> list[bool]:
+    """Of each channel whether it is silent, given the parameters of a record; [] of a record that cannot have such
+    channels: one without levels, with `trellis` or with one scale. [P-08]"""
+    if not r.scale or r.trellis or r.scale[0] != "channel":
+        return []
+    return [scale == 0 for scale in unpack(widen(parts[0], r.scale[1], "F32"), "F32")]  # parts begin with the scale
 
 
 def f32(x: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,3 +128,14 @@ def trained_tensors() -> dict[str, CodedTensor]:
         "conv": trained_like((20, 6, 3, 3), 3, 31), "long": trained_like((24, 5, 7), 2, 32),
         "matrix": trained_like((60, 50), 4, 33), "indices": trained_like((80, 40), 3, 34, on_trellis=True),
     }  # fmt: skip
+
+
+def silent_tensors() -> dict[str, CodedTensor]:
+    """The like with scales of channels, some of them zero, and a trellis, whose silent channels have bits."""
+    silenced = {}
+    for seed, (name, one) in enumerate(trained_tensors().items(), 41):
+        scale = torch.rand(one.shape[0], generator=torch.Generator().manual_seed(seed)).bfloat16().float()
+        scale[seed % 3 :: 3] = 0.0
+        silenced[name] = replace(one, scale=scale, offset=one.offset if seed % 2 else None)
+    none = replace(trained_like((7, 9), 2, 45), scale=torch.zeros(7), flip=None, offset=None, base="signed")
+    return silenced | {"none": none}

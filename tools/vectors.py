@@ -21,7 +21,7 @@ import smask
 from smask import architectures, integrity, named_nets, reconstruction
 from smask.coded import CodedTensor
 from smask.recipe import Recipe
-from vector_contexts import contexts_vectors, rangecoding_vectors, trained_tensors, trellis_vectors
+from vector_contexts import contexts_vectors, rangecoding_vectors, silent_tensors, trained_tensors, trellis_vectors
 from vector_faults import LOADER_ONLY, by_range, rejected, rewritten
 from vector_over import base_file, over_file, progressive_vectors
 from vector_sections import (
@@ -119,6 +119,7 @@ def accepted() -> dict[str, bytes]:
             model_file({"w": single([], (7, 0), [1.0], base="one")}, {}, seed=0), (7, 0), b"\x00"
         ),
         "trained": model_file(trained_tensors(), {}, seed=0),
+        "silent": model_file(silent_tensors(), {}, seed=6),
         "values": values_file(),
         "base": base_file(),
         "over": over_file(),

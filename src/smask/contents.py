@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from . import bitcoding, planes
+from .channels import Heard
 from .coded import CodedTensor
 from .groups import holders
 from .manifest import Opened
@@ -56,10 +57,13 @@ def contents_of(
     held = holders(opened.manifest, number)
     origins = Origins(opened.manifest, base)
     parts = parts_of(opened) if parts is None else parts
+    heard = {
+        index: Heard.of(parts[index].record, parts[index].values)
+        for index in held.values() if parts[index].record.planes
+    }  # fmt: skip
     assemblies = {
-        index: planes.Assembly(record.shape, n_planes=record.planes, flip=record.flip)
-        for index, record in ((index, parts[index].record) for index in held.values())
-        if record.planes
+        index: planes.Assembly(one.shape, n_planes=parts[index].record.planes or 0, flip=parts[index].record.flip)
+        for index, one in heard.items()
     }
     in_file_order = sorted((section, index) for index in assemblies for section in parts[index].sections)
     for section, of in in_file_order:
@@ -82,7 +86,10 @@ def contents_of(
         origin = origins.of(record)
         if record.has_levels:
             parameters = [stored_tensor(*part) for part in stored]
-            coded[name] = coded_tensor(record, parameters, assemblies[index], origin)
+            assembly = assemblies[index]
+            rows, flip = (heard[index].spread(plane) for plane in assembly.planes), assembly.flip
+            flip = None if flip is None else heard[index].spread(flip)
+            coded[name] = coded_tensor(record, parameters, [*rows], flip, origin)
         else:
             if record.planes:
                 tensor = values_tensor(record, assemblies.pop(index), origin)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import bitcoding, container, floats, integrity, manifest, overlays, planes, trellis
 from .bitcoding import Bits
+from .channels import Heard
 from .coded import CodedTensor
 from .errors import ArgumentError
 from .integrity import NAME_OF_DTYPE
@@ -83,8 +84,10 @@ class Draft:
         flip, rows = None if coded.flip is None else coded.flip.numpy(), [plane.numpy() for plane in coded.planes]
         if coded.trellis:
             rows = trellis.indices(rows, coded.n_weights)
-        sections = planes.sections(rows, flip, coded.n_weights)
-        above = planes.Above(coded.shape, rows, flip)
+        heard = Heard.of(record, parameters)
+        rows, flip = [*map(heard.taken, rows)], None if flip is None else heard.taken(flip)
+        sections = planes.sections(rows, flip, heard.n_weights)
+        above = planes.Above(heard.shape, rows, flip)
         self.append(tensor, record, parameters=parameters, sections=sections, above=above)
 
     def _add_over(self, name: str, tensor: Tensor, of: str, origin: Tensor) -> bool:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from . import bitcoding, floats, groups, manifest, prefixes
+from .channels import Heard, kept_of_channels
 from .container import Limits
+from .counting import Integers
 from .dtypes import N_BYTES_OF_DTYPE
 from .manifest import Opened
-from .planes import Assembly, kept_of_channels
+from .planes import Assembly
 from .records import Record, Task, bit_sections, n_byte_planes
 
 
@@ -166,11 +168,16 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     records = opened.manifest.tensors
     shapes = [(count, N_BYTES_OF_DTYPE[dtype]) for record in records for count, dtype in record.parameters()]
     blobs = list(zip(opened.manifest.blobs, opened.blobs, strict=True))
-    floats.decode(((described.coding, blob) for described, blob in blobs), shapes)
+    values = iter(
+        floats.values_from_planes(
+            floats.decode(((described.coding, blob) for described, blob in blobs), shapes), shapes
+        )
+    )
+    parameters = [[next(values) for _ in record.parameters()] for record in records]
+    heard = {index: Heard.of(one, parameters[index]) for index, one in enumerate(records) if one.planes}
     assemblies = {
-        index: Assembly(record.shape, n_planes=record.planes, flip=record.flip)
-        for index, record in enumerate(records)
-        if record.planes
+        index: Assembly(one.shape, n_planes=records[index].planes or 0, flip=records[index].flip)
+        for index, one in heard.items()
     }
     found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in assemblies}
     for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
@@ -183,9 +190,13 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
         else:
             entropy = bitcoding.entropy_bytes(bits.n_ones, n_bits)
         found[index].append((described.coding, described.n_bytes, entropy))
+    kept = {
+        index: kept_of_channels([heard[index].spread(plane) for plane in one.planes], records[index].shape)
+        for index, one in assemblies.items()
+    }
     tasks: list[str | None] = [*(task.name for task in opened.manifest.tasks)] or [None]
     return [
-        _report(records[index], task, assemblies.get(index), found.get(index, []))
+        _report(records[index], task, kept.get(index), found.get(index, []))
         for task, group in zip(tasks, groups.groups(opened.manifest), strict=True) for index in group
     ]  # fmt: skip
 
@@ -199,20 +210,19 @@ def _task_report(task: Task, reports: list[TensorReport]) -> TaskReport:
 
 
 def _report(
-    record: Record, task: str | None, assembly: Assembly | None, found: list[tuple[str, int, float]]
+    record: Record, task: str | None, channels: Integers | None, found: list[tuple[str, int, float]]
 ) -> TensorReport:
-    channels = kept_of_channels(assembly.planes, record.shape) if assembly else None
     return TensorReport(
         task=task,
         name=record.name,
         shape=record.shape,
         dtype=record.dtype,
-        base=record.base if assembly else None,
+        base=None if channels is None else record.base,
         n_planes=record.planes or 0,
         same=record.same,
         of=None if record.of is None else record.origin,
         n_weights=record.n_weights,
-        n_kept=assembly.counts.n_significant + assembly.counts.n_new if assembly else None,
+        n_kept=None if channels is None else int(channels.sum()),
         n_kept_of_channels=(int(channels.min()), int(channels.max()))
         if channels is not None and len(channels)
         else None,

@@ -182,25 +182,6 @@ class Assembly:
             self.planes[-1] = self._new | deposit(bits, self._significant)
 
 
-def kept_of_channels(planes: Sequence[Packed], shape: Sequence[int]) -> Integers:
-    """Weights of each output channel, the first dimension, that have a bit in a plane: int64 [C].
-
-    Args:
-        planes: Packed bits uint8 [ceil(n_weights / 8)], one plane or more.
-        shape: Of the tensor, [C, ...].
-    """
-    n_rows = shape[0] if shape else 1
-    n_row = math.prod(shape[1:])
-    found = np.zeros(n_rows, np.int64)
-    step = 8 * max(1, N_CHUNK_BYTES // max(1, n_row))  # eight rows begin with a byte, whatever their length
-    for first in range(0, n_rows if n_row else 0, step):
-        last = min(first + step, n_rows)
-        kept = functools.reduce(np.bitwise_or, [plane[first * n_row // 8 : -(-last * n_row // 8)] for plane in planes])
-        bits = np.unpackbits(kept, count=(last - first) * n_row, bitorder="little")
-        found[first:last] = bits.reshape(-1, n_row).sum(1, dtype=np.int64)
-    return found
-
-
 def extract_reference(packed: Packed, where: Packed) -> Bits:
     """Plain and slow :func:`extract`."""
     chosen = np.unpackbits(where, bitorder="little").view(bool)

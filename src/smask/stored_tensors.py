@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import bitdifference, floats, integrity, planes, trellis
-from .bitcoding import Bits
+from .bitcoding import Bits, Packed
 from .coded import SMALLEST_OFFSET, CodedTensor, parameter_problem
 from .dtypes import N_BYTES_OF_DTYPE
 from .errors import FormatError
@@ -35,9 +35,9 @@ def plain_tensor(record: Record, stored: Tensor) -> Tensor:
 
 
 def coded_tensor(
-    record: Record, stored: list[Tensor], assembly: planes.Assembly, origin: Tensor | None = None
+    record: Record, stored: list[Tensor], found: list[Packed], flip: Packed | None, origin: Tensor | None = None
 ) -> CodedTensor:
-    """A coded record with its planes, as a coarser tensor where the lowest are missing.
+    """A coded record with its planes from the highest, as a coarser tensor where the lowest are missing.
 
     With m planes missing a magnitude is known but for a number below 2**m, and is taken to lie :data:`MIDDLE` of the
     way to the largest: scale times 2**m, and an offset that puts the levels there. Indices of a trellis stand for
@@ -48,7 +48,6 @@ def coded_tensor(
     """
     scale = stored[0].to(torch.float32)
     offset = stored[1].to(torch.float32) if record.offset else None
-    found = assembly.planes
     n_missing = (record.planes or 0) - len(found)
     if not found:
         found = [np.zeros(-(-record.n_weights // 8), np.uint8)]
@@ -68,7 +67,7 @@ def coded_tensor(
         planes=tuple(torch.from_numpy(plane.copy()) for plane in found),
         scale=scale,
         base=record.base,
-        flip=None if assembly.flip is None else torch.from_numpy(assembly.flip),
+        flip=None if flip is None else torch.from_numpy(flip),
         offset=offset,
         dtype=DTYPE_OF_NAME[record.dtype],
         of=record.of,
