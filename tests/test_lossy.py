@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
 import smask
-from smask import architectures, named_nets
+from smask import architectures, manifest, named_nets
 from smask.cli.main import main
 from smask.conversion.converter import convert_checkpoint
 from smask.conversion.goals import size_of
@@ -74,7 +74,7 @@ def test_range_coding_is_a_choice(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.smask"
         convert_checkpoint(net("resnet20"), path, max_error=0.3, range_coding=choice)
         files.append(path.read_bytes())
-        codings.append({coding for tensor in smask.inspect(path).tensors for coding in tensor.codings})
+        codings.append({blob.coding for blob in manifest.open_file(files[-1], limits=smask.Limits()).manifest.blobs})
     assert files[0] == files[1]
     assert "range" in codings[0]
     assert "range" not in codings[2]

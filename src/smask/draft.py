@@ -35,7 +35,7 @@ class Draft:
 
     Args:
         n_weights: Elements of the whole model; planes of a small one are worth the time of the coding ``range``.
-        ranged: Whether they have it instead, whatever the size.
+        ranged: Whether they have it instead, whatever the size; if not, floats do not either.
         spool: Takes the coded sections, in the order in which they come; read again when the file is written.
         thorough: Whether sections of some size get the slow levels of zstd, which take a hundred times as long.
     """
@@ -43,6 +43,7 @@ class Draft:
     def __init__(self, spool: BinaryIO, *, n_weights: int, ranged: bool | None = None, thorough: bool = True) -> None:
         self.records: list[Record] = []
         self._thorough, self._ranged = thorough, n_weights <= MOST_RANGED if ranged is None else ranged
+        self._ranged_floats = ranged is not False
         self._spool = spool
         self._parameters: list[np.ndarray] = []
         self._blobs: dict[tuple[int, int, str], tuple[Blob, int]] = {}
@@ -170,7 +171,7 @@ class Draft:
         self, arch: Mapping[str, Any], seed: int, meta: Mapping[str, str], base_digest: str | None
     ) -> tuple[list[tuple[str, bytes]], list[tuple[Blob, int]], Manifest]:
         records = tuple(self.records)
-        shared = floats.encode(self._parameters)
+        shared = floats.encode(self._parameters, ranged=self._ranged_floats)
         spooled = [self._blobs[section] for section in bit_sections(records)]
         described = Manifest(
             tensors=records,

@@ -88,11 +88,16 @@ class Higher:
         return [value for value, width in zip(self._values, self._widths, strict=True) if width > byte]
 
 
-def encode(values: Sequence[Packed]) -> list[tuple[str, bytes]]:
-    """Coding and blob of every byte plane of parameters as in :func:`byte_planes`, highest first."""
+def encode(values: Sequence[Packed], *, ranged: bool = True) -> list[tuple[str, bytes]]:
+    """Coding and blob of every byte plane of parameters as in :func:`byte_planes`, highest first.
+
+    Args:
+        values: Little-endian bytes of each parameter, uint8 [n_values, n_bytes of the dtype].
+        ranged: Whether short ones may have the coding ``range``.
+    """
     planes, higher, blobs = byte_planes(values), Higher([value.shape for value in values]), []
     for byte, plane in zip(reversed(range(len(planes))), planes, strict=True):
-        blobs.append(bitcoding.encode(plane, bytewise=True, context=higher.context(byte)))
+        blobs.append(bitcoding.encode(plane, bytewise=True, context=higher.context(byte) if ranged else None))
         higher.see(byte, plane.packed)
     return blobs
 
