@@ -5,11 +5,13 @@ import torch
 
 from smask.coded import parameter_problem
 from smask.search.finish import Floats, coded_tensors
+from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS, N_BETWEEN_SCALES, PACE_OF_SCALES, keep_in_reach
 from smask.search.objective import Objective
 from smask.search.schedule import Schedule
 from smask.search.scores import N_SAMPLE, MaskedWeight
 from smask.search.steps import Search
+from smask.search.weights import Maskable
 
 
 def layer(shape=(6, 40), kind: str = "signed", per_channel: bool = True, density: float = 0.5, method="auto") -> MaskedWeight:  # fmt: skip
@@ -75,6 +77,16 @@ def test_weights_of_three_coats_by_hand(kind: str, method: str, threshold: tuple
     write(masked)
     levels = sum((masked.scores() > at).float() for at in threshold)
     assert torch.equal(masked.weight, levels * masked.base * masked.scale)
+
+
+@pytest.mark.parametrize("method", ["coats", "multicoat", "edge-popup"])
+def test_first_weights_have_the_spread_of_he_whatever_their_levels(method: str) -> None:
+    weight = torch.nn.Parameter(torch.empty(50, 400))
+    (masked,) = masked_weights({"w": Maskable(weight, 400)}, {"w": 0.1}, METHODS[method]).values()
+    masked.refresh(0.1)
+    grade(masked)
+    write(masked)
+    assert float(weight.detach().square().sum(1).mean()) == pytest.approx(2, rel=0.1)
 
 
 def test_levels_stay_for_some_steps_and_masks_do_not() -> None:

@@ -32,19 +32,21 @@ def masked_weights(
 ) -> dict[str, MaskedWeight]:
     """Scores for every weight, or for the given rows of each.
 
+    Scales begin as He's for what is kept: levels 1 to N, as many of each, have a mean square of (N + 1)(2 N + 1) / 6.
+
     Stream i of the seed is the base of the i-th, unless ``origins`` has a trained tensor for it; scores over those
     begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`).
     """
     random = torch.Generator().manual_seed(seed % 2**63)
-    layers = {}
+    layers, square = {}, (method.n_coats + 1) * (2 * method.n_coats + 1) / 6
     for stream, (name, one) in enumerate(weights.items()):
         weight, density = one.weight, densities[name]
         learned, origin = learn_scale and method.learns_scale, (origins or {}).get(name)
+        fan_in = one.fan_in * square * (max(START_DENSITY, density) if learned and method.falls else density)
         layer = MaskedWeight(
             weight, method, kind=base, seed=seed, stream=stream,
             per_channel=per_channel and method.learns_scale and (learned or origin is None),
-            density=density, fan_in=one.fan_in * (max(START_DENSITY, density) if learned and method.falls else density),
-            rows=rows[name] if rows else None, origin=origin, bias=one.bias,
+            density=density, fan_in=fan_in, rows=rows[name] if rows else None, origin=origin, bias=one.bias,
         )  # fmt: skip
         with torch.no_grad():
             drawn = method.initial(weight.shape, random)
