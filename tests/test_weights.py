@@ -164,6 +164,12 @@ def test_which_bias_is_that_of_the_channels(module: nn.Module, name: str, bias: 
     assert maskable(module)[name].bias is (module.get_parameter(bias) if bias else None)
 
 
+def test_a_bias_of_two_layers_is_that_of_no_channels() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].bias = model[0].bias
+    assert [one.bias for one in maskable(model).values()] == [None, model[1].bias, None]
+
+
 def test_inputs_of_several_arguments_and_chosen_parameters() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

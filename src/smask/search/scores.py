@@ -217,8 +217,8 @@ class MaskedWeight:
         (first, *others), ranks, step = self.threshold[1:], self.ranks(), torch.ops.aten.threshold_backward.grad_input
         step(self.base, ranks, first, grad_input=self.graded)
         self.graded.add_(self.base)
-        for threshold in others:  # the last may overwrite the ranks: fresh memory costs more
-            out = ranks if threshold is others[-1] else torch.empty_like(ranks)
+        for place, threshold in enumerate(others, 1):  # the last may overwrite the ranks: fresh memory costs more
+            out = ranks if place == len(others) else torch.empty_like(ranks)
             self.graded.add_(step(self.base, ranks, threshold, grad_input=out))
 
     @torch.no_grad()

@@ -22,8 +22,8 @@ class Maskable:
             what comes in.
         biases: State-dict names of the biases of its module, which start at zero.
         silent: Channels that stay zero.
-        bias: What a channel of no weights still says, [C], or None: the bias of a linear layer or a convolution. In
-            recurrent cells it moves a gate, and in transposed convolutions it belongs to other channels.
+        bias: What a channel of no weights still says, [C], or None: the bias of a linear layer or a convolution that no
+            other module has. In recurrent cells it moves a gate, in transposed convolutions it is of other channels.
     """
 
     weight: nn.Parameter
@@ -81,8 +81,10 @@ def maskable(model: nn.Module, only: Collection[str] | None = None) -> dict[str,
         ArgumentError: Nothing to mask, an unknown name, weights of another dtype, gradients that are not dense.
     """
     first: dict[int, str] = {}
+    shared = set[int]()
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        first.setdefault(id(parameter), name)
+        if first.setdefault(id(parameter), name) != name:
+            shared.add(id(parameter))
     found: dict[str, Maskable] = {}
     for path, module, fan_in in _modules(model):
         own = [(name, p) for name, p in module.named_parameters(path, recurse=False) if "bias" not in _last(name)]
@@ -90,6 +92,7 @@ def maskable(model: nn.Module, only: Collection[str] | None = None) -> dict[str,
         for _, weight in own:
             if weight.dim() >= 2 and weight.numel():
                 bias = module.bias if isinstance(module, BIASED) and weight is module.weight else None
+                bias = None if id(bias) in shared else bias
                 made = Maskable(weight, fan_in(module, weight), biases, _silent(module), bias)
                 found.setdefault(first[id(weight)], made)
         _check_module(path, module, own)
