@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, BinaryIO
 
@@ -52,6 +52,16 @@ class Calibration:
     inputs: Tensor
     epochs: int = 0
     trained: Callable[[int, int, float], None] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that is not too large: its bytes, what it holds, where that lies, and its rounded weights by name."""
+
+    n_bytes: int
+    done: Pass
+    spool: BinaryIO
+    rounded: Mapping[str, Leveled]
 
 
 class CalibratedSearch:
@@ -115,9 +125,10 @@ class CalibratedSearch:
 
     def _nearest(self, refinement: Refinement, step: float) -> tuple[float, Pass]:
         """Moves the step until the file has its size; how far the network then is from the given one, and the file."""
-        floats = dict[str, Tensor]()
+        floats, floats_of = dict[str, Tensor](), 0.0
         finer, coarser, costs = 0.0, math.inf, dict[float, int]()
-        best: tuple[int, Pass, BinaryIO, dict[str, Leveled]] | None = None
+        best: Found | None = None
+        settled = False
         # The last try is the coarsest step, which shows what is the least.
         for left in reversed(range(MAX_PASSES)):
             if best is None and (left == 0 or step in costs):
@@ -126,28 +137,42 @@ class CalibratedSearch:
                 break
             rounded = self._rounded(refinement, step)
             if not floats:
-                # Statistics that a later step changes by a hair do not change the size.
-                floats = self._floats(refinement, rounded)
-            done, spool = self._draft(rounded, floats, step)
-            cost = costs[step] = self._cost(done)
-            if cost <= self._limit and (best is None or cost > best[0]):
-                if best is not None:
-                    best[2].close()
-                best = cost, done, spool, rounded
-            else:
-                spool.close()
-            if left == 0 or (1 - TOLERANCE) * self._limit <= cost <= self._limit:
+                floats, floats_of = self._floats(refinement, rounded), step
+            best, cost = self._try(rounded, floats, step, best)
+            if self._is_near(cost) and floats_of != step and not settled:
+                # The statistics were those of a step further away; its own may take some bytes more or less.
+                floats, floats_of, settled = self._floats(refinement, rounded), step, True
+                finer, coarser = 0.0, math.inf
+                costs.clear()
+                best, cost = self._try(rounded, floats, step, best and replace(best, n_bytes=0))
+            costs[step] = cost
+            if left == 0 or self._is_near(cost):
                 break
             finer, coarser = (step, coarser) if cost > self._limit else (finer, step)
             step = self._next(costs, finer, coarser)
         if best is None:
             raise TargetError(self._limit, min(costs.values()))
-        _, before, spool, rounded = best
-        done, again = self._draft(rounded, self._floats(refinement, rounded), before.step)
-        far = refinement.distance({name: leveled.dense for name, leveled in rounded.items()}, n=N_LISTENED)
-        fits = self._cost(done) <= self._limit
-        (spool if fits else again).close()
-        return far, done if fits else before
+        if floats_of != best.done.step:
+            floats = self._floats(refinement, best.rounded)
+            best = self._try(best.rounded, floats, best.done.step, replace(best, n_bytes=0))[0] or best
+        dense = {name: leveled.dense for name, leveled in best.rounded.items()}
+        return refinement.distance(dense, n=N_LISTENED), best.done
+
+    def _is_near(self, n_bytes: int) -> bool:
+        return (1 - TOLERANCE) * self._limit <= n_bytes <= self._limit
+
+    def _try(
+        self, rounded: Mapping[str, Leveled], floats: Mapping[str, Tensor], step: float, best: Found | None
+    ) -> tuple[Found | None, int]:
+        """The better of a file and the best so far, and the bytes of the file."""
+        done, spool = self._draft(rounded, floats, step)
+        n_bytes = self._cost(done)
+        if n_bytes > self._limit or (best is not None and n_bytes <= best.n_bytes):
+            spool.close()
+            return best, n_bytes
+        if best is not None:
+            best.spool.close()
+        return Found(n_bytes, done, spool, rounded), n_bytes
 
     def _next(self, costs: Mapping[float, int], finer: float, coarser: float) -> float:
         aim = AIM * self._limit
