@@ -58,7 +58,9 @@ def found(digits_data: Dataset) -> torch.nn.Module:
     mean, std = digits_data.statistics()
     arch = named_nets.architecture("mlp:64-48-32-10", input_shape=(1, 8, 8), mean=mean, std=std)
     batches = Batches(digits_data, batch_size=64, seed=1)
-    return smask.find_masks(architectures.build(arch), batches, density=0.2, epochs=15, seed=5, meta={"task": "digits"})
+    return smask.find_masks(
+        architectures.build(arch), batches, method="single", density=0.2, epochs=15, seed=5, meta={"task": "digits"}
+    )
 
 
 def without_masks(recipe: Recipe) -> Recipe:

@@ -141,6 +141,8 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "encode",
         *SMALL,
+        "--method",
+        "single",
         "-o",
         str(tmp_path / "a.smask"),
         "--validation",

@@ -158,7 +158,7 @@ def searches(model: nn.Sequential, way: str, *, labels: bool) -> tuple[Search, D
         copy = nn.Sequential(*(nn.Linear(m.in_features, m.out_features) for m in model))
         copy.load_state_dict(model.state_dict())
         weights = maskable(copy)
-        layers = masked_weights(weights, dict.fromkeys(weights, 0.5), METHODS["auto"])
+        layers = masked_weights(weights, dict.fromkeys(weights, 0.5), METHODS["single"])
         schedule, rest = (
             Schedule.of(100, lr=1e-3, hold=0.5, settle=0.1),
             {"precision": Precision("fp32", CPU), "seed": 0},

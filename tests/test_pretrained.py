@@ -179,7 +179,7 @@ def test_norms_begin_as_in_the_base(digits_data: Dataset) -> None:
     assert not torch.allclose(again.state_dict()["2.running_mean"], base["2.running_mean"])
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("biprop", "auto")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("biprop", "single")])
 def test_other_methods(digits_data: Dataset, upper: Dataset, trained: dict[str, Tensor], method: str) -> None:
     found = searched(digits_data, upper, trained, method=method, epochs=4)
     data = encoded(found)
@@ -221,7 +221,7 @@ def test_one_step_by_hand() -> None:
     weight = nn.Parameter(torch.zeros(1, 4))
     origin = torch.tensor([[2.0, -3.0, 2.0**-140, 0.5]])
     layer = masked_weights(
-        {"w": Maskable(weight, 4.0)}, {"w": 0.5}, METHODS["auto"], origins={"w": origin}, initial="magnitude"
+        {"w": Maskable(weight, 4.0)}, {"w": 0.5}, METHODS["single"], origins={"w": origin}, initial="magnitude"
     )["w"]
     assert layer.kind == "file"
     assert torch.equal(layer.base, torch.tensor([[2.0, -3.0, 0.0, 0.5]]))

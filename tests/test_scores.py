@@ -14,7 +14,7 @@ from smask.search.steps import Search
 from smask.search.weights import Maskable
 
 
-def layer(shape=(6, 40), kind: str = "signed", per_channel: bool = True, density: float = 0.5, method="auto") -> MaskedWeight:  # fmt: skip
+def layer(shape=(6, 40), kind: str = "signed", per_channel: bool = True, density: float = 0.5, method="single") -> MaskedWeight:  # fmt: skip
     weight = torch.nn.Parameter(torch.empty(shape))
     made = MaskedWeight(
         weight,
@@ -152,7 +152,7 @@ def test_a_scale_too_small_for_the_format_is_zero() -> None:
 def test_a_module_may_be_used_twice_or_not_at_all() -> None:
     linear = torch.nn.Linear(8, 8, bias=False)
     masked = MaskedWeight(
-        linear.weight, METHODS["auto"], kind="signed", seed=0, stream=0, per_channel=True, density=0.5, fan_in=4
+        linear.weight, METHODS["single"], kind="signed", seed=0, stream=0, per_channel=True, density=0.5, fan_in=4
     )
     masked.refresh(0.5)
     write(masked)
@@ -191,7 +191,7 @@ def test_no_score_sinks_out_of_reach(kind: str) -> None:
 
 def test_scales_step_faster_than_scores_where_the_method_says_so() -> None:
     """The first step of Adam is as long as its rate, whatever the gradient is."""
-    for method, pace in (("auto", PACE_OF_SCALES), ("edge-popup", 1.0)):
+    for method, pace in (("single", PACE_OF_SCALES), ("edge-popup", 1.0)):
         linear = torch.nn.Linear(4, 3, bias=False)
         masked = MaskedWeight(
             linear.weight, METHODS[method], kind="signed", seed=0, stream=0, per_channel=True, density=1.0, fan_in=4
@@ -203,7 +203,7 @@ def test_scales_step_faster_than_scores_where_the_method_says_so() -> None:
         assert (masked.latent - scores).abs().flatten().tolist() == pytest.approx([1e-3] * 12, rel=1e-2)
 
 
-@pytest.mark.parametrize("method", ["auto", "edge-popup"])
+@pytest.mark.parametrize("method", ["single", "edge-popup"])
 def test_scales_step_when_it_is_their_turn(method: str) -> None:
     """Of a fixed mask only floats are left to be trained: there they step every time."""
     linear = torch.nn.Linear(4, 3, bias=False)
@@ -219,7 +219,7 @@ def test_scales_step_when_it_is_their_turn(method: str) -> None:
         search.step([(torch.rand(8, 4), torch.rand(8, 3))], Objective(torch.nn.functional.mse_loss))
         moved.append(not torch.equal(before, masked.scale))
     every = METHODS[method].n_between_scales
-    assert every == (N_BETWEEN_SCALES if method == "auto" else 1)
+    assert every == (N_BETWEEN_SCALES if method == "single" else 1)
     assert moved == [step % every == 0 or step >= search.schedule.n_search for step in range(12)]
 
 

@@ -6,7 +6,7 @@
     python tools/methods_table.py --tables                                   # only the table of the README
 
 Every row is `smask encode --method M --target-size SIZE` with all other options alike: the same steps, scales, biases,
-seeds and coding, so that only the method differs. `coats` is what `auto` is at the smaller sizes.
+seeds and coding, so that only the method differs. `auto` is `coats`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 from readme import write_table
 from searches import encode
 from smask.measurement import facts
-from smask.search.methods import METHODS
+from smask.search.methods import AUTO, METHODS
 
 OUT = Path(__file__).parents[1] / "docs/methods.json"
-COMPARED = [method for method in METHODS if method not in ("coats", "single")]
+COMPARED = [AUTO, *(method for method in METHODS if method != "coats")]
 SIZES, EPOCHS = ("4kB", "8kB"), 5
 
 

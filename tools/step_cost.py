@@ -81,7 +81,7 @@ def sorting_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]
     return training_step(model, x, y)
 
 
-def search_step(model: nn.Module, x: Tensor, y: Tensor, *, method: str = "auto") -> Callable[[], object]:
+def search_step(model: nn.Module, x: Tensor, y: Tensor, *, method: str = "coats") -> Callable[[], object]:
     weights = maskable(model)
     densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=DENSITY)
     layers = initialisation.masked_weights(weights, densities, METHODS[method])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .coded import CodedTensor
 from .errors import ArgumentError
 
-TICKET = "a file with one mask a weight tensor, as smask ticket and smask encode write them"
+TICKET = "a file with one mask a weight tensor, as smask ticket and smask encode --method single write them"
 
 
 def masks_of(coded: Mapping[str, CodedTensor]) -> dict[str, Tensor]:

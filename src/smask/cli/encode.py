@@ -32,8 +32,8 @@ examples:
   smask encode --data addition:12 --arch mlp:24-128-64-12 --density 0.5
 
 {data_options.KINDS}
-methods: auto, which is coats (kept weights have three levels; three bits a weight when they run packed) in small files
-and else single (one level, two bits), threshold (as single, chooses the density of every layer), and for comparison
+methods: auto, which is coats (kept weights have three levels; three bits a weight when they run packed) and over --base
+single (one level, two bits), threshold (as single, chooses the density of every layer), and for comparison
 edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed, multicoat, rigl-mask, set-mask.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet18, resnet20, resnet32, resnet44,
 resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file in the form of the specification, section 13.
@@ -245,7 +245,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from ..errors import ArgumentError, UnsupportedError
     from ..runs import board
     from ..search.densities import RULES, check_density
-    from ..search.methods import METHODS
+    from ..search.methods import AUTO, METHODS
 
     if arguments.task == "lm" and arguments.accuracy is not None:
         raise ArgumentError("--accuracy", arguments.accuracy, "--bits-per-byte B with --task lm")
@@ -261,7 +261,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if getattr(arguments, option) is not None:
             check_density(f"--{option.replace('_', '-')}", getattr(arguments, option))
     for option, known in (
-        ("method", tuple(METHODS)),
+        ("method", (AUTO, *METHODS)),
         ("density_rule", RULES),
         ("scale", ("channel", "tensor")),
     ):

@@ -138,7 +138,9 @@ class Budget:
     def _planes(self, densities: Mapping[str, float]) -> float:
         """Estimated bytes of the planes."""
         layers = self.search.layers
-        planes = {name: (one.part_of_all(densities[name]), one.n_weights) for name, one in layers.items()}
+        planes = {
+            name: (one.part_of_all(densities[name]), one.n_weights, one.method.n_coats) for name, one in layers.items()
+        }
         return estimated_bytes(planes, []) - estimated_bytes({}, [])
 
     def _aim(self, n_bytes: float) -> None:

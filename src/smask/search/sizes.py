@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,14 +15,18 @@ from .. import bitcoding
 N_BYTES_EMPTY, N_BYTES_TENSOR = 90, 20
 
 
-def estimated_bytes(planes: Mapping[str, tuple[float, int]], floats: Iterable[Tensor]) -> int:
+def estimated_bytes(planes: Mapping[str, tuple[float, int, int]], floats: Iterable[Tensor]) -> int:
     """Bytes of the file that the search would give now.
 
     Args:
-        planes: Density and number of weights of each masked layer, whose bits are taken as independent.
+        planes: Density, number of weights and of levels of kept ones, of each masked layer; bits are taken as
+            independent, levels as equally many.
         floats: Scales, biases and norms as they will be stored.
     """
-    n_plane_bytes = sum(bitcoding.entropy_bytes(round(density * n), n) for density, n in planes.values())
+    n_plane_bytes = sum(
+        bitcoding.entropy_bytes(round(density * n), n) + density * n * math.log2(n_levels) / 8
+        for density, n, n_levels in planes.values()
+    )
     stored = torch.cat([torch.empty(0).bfloat16(), *(tensor.detach().flatten().cpu().bfloat16() for tensor in floats)])
     bytes_of_values = stored.view(torch.uint8).numpy().reshape(-1, 2)
     n_float_bytes = sum(bitcoding.entropy_of_bytes(np.ascontiguousarray(bytes_of_values[:, i])) for i in (0, 1))

@@ -1,0 +1,61 @@
+"""The table of search methods: which one ``auto`` is, and how scores begin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import smask
+from smask import TargetSize, architectures, named_nets
+from smask.recipe import recipe_of
+from smask.search.data import Batches, Dataset
+from smask.search.methods import INITIAL_MEAN, METHODS, tailed_scores
+
+
+def found(data: Dataset, **options) -> nn.Module:
+    torch.manual_seed(0)
+    net = architectures.build(named_nets.architecture("mlp:64-200-100-10", input_shape=(1, 8, 8)))
+    return smask.find_masks(net, Batches(data, batch_size=128, seed=0), epochs=2, **options)
+
+
+def levels_of(net: nn.Module) -> set[int]:
+    return {int(n) for w in recipe_of(net).coded.values() for n in sum(_bits(p) << i for i, p in enumerate(w.planes))}
+
+
+def _bits(plane: torch.Tensor) -> torch.Tensor:
+    return (plane[:, None] >> torch.arange(8) & 1).flatten().int()
+
+
+@pytest.mark.parametrize("options", [{"density": 0.04}, {"density": 0.5}, {"target": TargetSize("4kB")}])
+def test_auto_has_three_levels(digits_data: Dataset, options) -> None:
+    one, named = found(digits_data, **options), found(digits_data, method="coats", **options)
+    assert levels_of(one) == {0, 1, 2, 3}
+    assert smask.encode(named.state_dict(), recipe_of(named)) == smask.encode(one.state_dict(), recipe_of(one))
+
+
+def test_auto_has_one_level_over_a_checkpoint(digits_data: Dataset) -> None:
+    torch.manual_seed(0)
+    net = architectures.build(named_nets.architecture("mlp:64-200-100-10", input_shape=(1, 8, 8)))
+    origin = smask.open_base(net.state_dict())
+    one, named = (found(digits_data, density=0.04, origin=origin, method=method) for method in ("auto", "single"))
+    assert levels_of(one) == {0, 1}
+    assert smask.encode(named.state_dict(), recipe_of(named)) == smask.encode(one.state_dict(), recipe_of(one))
+
+
+def test_one_level_can_be_asked_for(digits_data: Dataset) -> None:
+    assert levels_of(found(digits_data, density=0.04, method="single")) == {0, 1}
+
+
+@pytest.mark.parametrize("density", [0.5, 0.05, 0.01])
+def test_kept_scores_begin_as_far_apart_at_any_density(density: float) -> None:
+    """A third of what is kept lies farther above the threshold than the logarithm of three, in means."""
+    scores = tailed_scores(torch.Size([1000, 1000]), torch.Generator().manual_seed(0)).flatten()
+    lowest, highest = torch.quantile(scores.double(), torch.tensor([1 - density, 1 - density / 3]).double())
+    assert float(highest - lowest) == pytest.approx(INITIAL_MEAN * 1.0986, rel=0.05)
+    assert float(scores.min()) >= 0
+    assert bool(scores.isfinite().all())
+
+
+def test_names() -> None:
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
