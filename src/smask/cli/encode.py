@@ -25,7 +25,7 @@ examples:
   smask encode --data mnist/ --tensorboard curves/                        then: tensorboard --logdir curves/
   smask encode --data photos/ --image-size 32 --arch conv4 --flip
   smask encode --data iris.csv --label species --arch mlp:4-32-3
-  smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.3
+  smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.15
   smask encode --task lm --data book.txt --bits-per-byte 2.5      the smallest file that predicts as well as that
   smask encode --data mnist/ --decouple dni --dni-labels          layers learn from synthetic gradients
   torchrun --nproc-per-node 2 -m smask encode --data mnist/ --decouple dni      a block on each process, at once
@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
         "--density",
         type=float,
         metavar="X",
-        help="kept weights over all weights (default 0.5 over a checkpoint, 0.1 for digits, 0.3 for lm, else 0.04)",
+        help="kept weights over all weights (default 0.5 over a checkpoint, 0.08 for digits, 0.15 for lm, else 0.04)",
     )
     option("--target-size", metavar="SIZE", help="largest file of at most this size: 8kB; chooses the density")
     option(
