@@ -32,8 +32,9 @@ examples:
   smask encode --data addition:12 --arch mlp:24-128-64-12 --density 0.5
 
 {data_options.KINDS}
-methods: auto, which is coats (kept weights have three levels; three bits a weight when they run packed) and over --base
-single (one level, two bits), threshold (as single, chooses the density of every layer), and for comparison
+methods: auto, which is coats (kept weights have three levels; three bits a weight when they run packed), with more than
+four masked layers deep-coats (scores begin farther apart), and over --base single (one level, two bits when packed);
+threshold (as single, chooses the density of every layer), and for comparison
 edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed, multicoat, rigl-mask, set-mask.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet18, resnet20, resnet32, resnet44,
 resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file in the form of the specification, section 13.
@@ -244,8 +245,9 @@ def _check(arguments: argparse.Namespace) -> None:
     """What needs no data is refused before any is read."""
     from ..errors import ArgumentError, UnsupportedError
     from ..runs import board
+    from ..search.choice import AUTO
     from ..search.densities import RULES, check_density
-    from ..search.methods import AUTO, METHODS
+    from ..search.methods import METHODS
 
     if arguments.task == "lm" and arguments.accuracy is not None:
         raise ArgumentError("--accuracy", arguments.accuracy, "--bits-per-byte B with --task lm")

@@ -19,13 +19,14 @@ from ..errors import ArgumentError, UnsupportedError
 from ..origins import Base
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
+from .choice import AUTO, best
 from .decoupled import DecoupledSearch
 from .densities import DENSEST, layer_densities
 from .distillation import relative_entropy
 from .finish import Floats, coded_tensors, finished_model
 from .identity import fingerprint_of, n_batches_of, name_of
 from .initialisation import masked_weights
-from .methods import AUTO, METHODS
+from .methods import METHODS
 from .objective import Objective
 from .order import Order
 from .plan import OFF, check_options, planned
@@ -106,7 +107,7 @@ def find_masks(
             gradient. A model from :mod:`smask.architectures` needs no module at load.
         batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
             them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
-        method: One of :data:`smask.search.methods.METHODS`, or ``auto``: ``coats``, and ``single`` over ``origin``.
+        method: One of :data:`smask.search.methods.METHODS`, or ``auto``, see :mod:`smask.search.choice`.
         density: Kept weights over all weights of masked layers, over ``origin`` those that are not zero, in (0, 1].
         density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`; the method
             ``threshold`` chooses by itself.
@@ -174,7 +175,7 @@ def find_masks(
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     if method == AUTO:
-        method = "coats" if origin is None else "single"
+        method = best(len(maskable(model, only)), trained=origin is not None)
     method_of = METHODS[method]
     passes = Precision(precision, here)
     # Overflow is seen by the rank that has the row, and all would have to leave out the step.

@@ -1,4 +1,4 @@
-"""The table of search methods: which one ``auto`` is, and how scores begin."""
+"""Which method ``auto`` is, and how scores begin."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from torch import nn
 import smask
 from smask import TargetSize, architectures, named_nets
 from smask.recipe import recipe_of
+from smask.search.choice import AUTO, N_SHALLOW, best
 from smask.search.data import Batches, Dataset
 from smask.search.methods import INITIAL_MEAN, METHODS, tailed_scores
+
+
+def test_names() -> None:
+    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
+    names = {best(n, trained=trained) for n in (N_SHALLOW, N_SHALLOW + 1) for trained in (False, True)}
+    assert names == {"coats", "deep-coats", "single"}
+    assert AUTO not in METHODS
 
 
 def found(data: Dataset, **options) -> nn.Module:
@@ -47,6 +55,19 @@ def test_one_level_can_be_asked_for(digits_data: Dataset) -> None:
     assert levels_of(found(digits_data, density=0.04, method="single")) == {0, 1}
 
 
+def test_auto_of_a_deep_net(digits_data: Dataset) -> None:
+    def search(method: str, n_hidden: int) -> bytes:
+        torch.manual_seed(0)
+        widths = "-".join(["64", *["24"] * n_hidden, "10"])
+        net = architectures.build(named_nets.architecture(f"mlp:{widths}", input_shape=(1, 8, 8)))
+        batches = Batches(digits_data, batch_size=128, seed=0)
+        one = smask.find_masks(net, batches, method=method, epochs=1, density=0.2)
+        return smask.encode(one.state_dict(), recipe_of(one))
+
+    assert search("auto", N_SHALLOW) == search("deep-coats", N_SHALLOW) != search("coats", N_SHALLOW)
+    assert search("auto", N_SHALLOW - 1) == search("coats", N_SHALLOW - 1)
+
+
 @pytest.mark.parametrize("density", [0.5, 0.05, 0.01])
 def test_kept_scores_begin_as_far_apart_at_any_density(density: float) -> None:
     """A third of what is kept lies farther above the threshold than the logarithm of three, in means."""
@@ -55,7 +76,3 @@ def test_kept_scores_begin_as_far_apart_at_any_density(density: float) -> None:
     assert float(highest - lowest) == pytest.approx(INITIAL_MEAN * 1.0986, rel=0.05)
     assert float(scores.min()) >= 0
     assert bool(scores.isfinite().all())
-
-
-def test_names() -> None:
-    assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
