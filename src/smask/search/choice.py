@@ -6,7 +6,7 @@ A 300-100 with one level and with three was right on this part of 10,000 trainin
 
 A mask that the first gradients exchange at once, in every layer, is what a deep net without norms recovers from slowly:
 there scores begin far apart. conv6 at 133 kB, 3 passes over 20,000 images of CIFAR-10: 47 % with one level, with three
-28 to 33 % where they begin evenly and 52 % where they do not. A 300-100 ends a tenth of a per cent better where they do.
+28 to 33 % where they begin evenly and 52 % where not. A 300-100 ends a tenth of a per cent better where they do.
 """
 
 from __future__ import annotations
