@@ -25,7 +25,7 @@ from smask.search.choice import AUTO
 from smask.search.methods import METHODS
 
 OUT = Path(__file__).parents[1] / "docs/methods.json"
-COMPARED = [AUTO, *(method for method in METHODS if method not in ("coats", "deep-coats"))]
+COMPARED = [AUTO, *(method for method in METHODS if method != "coats")]
 SIZES, EPOCHS = ("4kB", "8kB"), 5
 
 

@@ -25,17 +25,17 @@ examples:
   smask encode --data mnist/ --tensorboard curves/                        then: tensorboard --logdir curves/
   smask encode --data photos/ --image-size 32 --arch conv4 --flip
   smask encode --data iris.csv --label species --arch mlp:4-32-3
-  smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.15
+  smask encode --task lm --data book.txt --arch gpt:4x128x4 --density 0.3
   smask encode --task lm --data book.txt --bits-per-byte 2.5      the smallest file that predicts as well as that
   smask encode --data mnist/ --decouple dni --dni-labels          layers learn from synthetic gradients
   torchrun --nproc-per-node 2 -m smask encode --data mnist/ --decouple dni      a block on each process, at once
   smask encode --data addition:12 --arch mlp:24-128-64-12 --density 0.5
 
 {data_options.KINDS}
-methods: auto, which is coats (kept weights have three levels; three bits a weight when they run packed), with more than
-four masked layers deep-coats (scores begin farther apart), and over --base single (one level, two bits when packed);
-threshold (as single, chooses the density of every layer), and for comparison
-edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed, multicoat, rigl-mask, set-mask.
+methods: auto, which is coats up to four masked layers (kept weights have three levels; three bits a weight when run
+packed), else and over --base single (one level, two bits); threshold (as single, chooses the density of every layer),
+and for comparison edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop, signed, multicoat, rigl-mask,
+set-mask.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet18, resnet20, resnet32, resnet44,
 resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file in the form of the specification, section 13.
 """
@@ -60,7 +60,7 @@ def add(commands: Any) -> None:
         "--density",
         type=float,
         metavar="X",
-        help="kept weights over all weights (default 0.5 over a checkpoint, 0.08 for digits, 0.15 for lm, else 0.04)",
+        help="kept weights over all weights (default 0.5 over a checkpoint, 0.08 for digits, 0.3 for lm, else 0.04)",
     )
     option("--target-size", metavar="SIZE", help="largest file of at most this size: 8kB; chooses the density")
     option(

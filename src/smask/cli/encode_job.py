@@ -32,7 +32,7 @@ from . import bars, data_options, decoupled_options, pretrained, screen
 from .processes import Processes
 from .teacher import accuracy_of, teacher_of
 
-DEFAULTS = {"digits": ("mlp:64-128-10", 0.08), "other": ("lenet-300-100", 0.04), "lm": ("gpt:4x128x4", 0.15)}
+DEFAULTS = {"digits": ("mlp:64-128-10", 0.08), "other": ("lenet-300-100", 0.04), "lm": ("gpt:4x128x4", 0.3)}
 BATCH_SIZES = {"classify": 128, "lm": 32}
 # Over a trained checkpoint.
 DENSITY_OF_TRAINED = 0.5

@@ -21,9 +21,6 @@ from .scores import TEMPERATURE, MaskedWeight
 
 # About a hundred steps of Adam at the default rate lie between the best and the worst score at the start.
 INITIAL_WIDTH = 0.1
-# Mean of exponential scores: those of kept weights lie as far apart at any density, over thirty steps of Adam. With
-# 0.01, 0.02, 0.03 and 0.1 conv6 was right on 35, 47, 52 and 52 % where :mod:`smask.search.choice` tells of it.
-INITIAL_MEAN = 0.03
 # The farthest that a score may be below its threshold: twenty steps of Adam at the default rate. A weight that sinks
 # farther while the net is young never comes back, though all that it was judged by has changed since. Chosen on a part
 # of the training data of MNIST and Fashion-MNIST, as was the next. Searches of 5 epochs gain by both, of 20 no more.
@@ -108,11 +105,6 @@ class Method:
 def positive_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
     """Scores drawn evenly from [0, INITIAL_WIDTH)."""
     return torch.rand(shape, generator=random) * INITIAL_WIDTH
-
-
-def tailed_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
-    """Exponential scores of mean INITIAL_MEAN."""
-    return torch.rand(shape, generator=random).neg_().log1p_().mul_(-INITIAL_MEAN)
 
 
 def centred_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
@@ -233,10 +225,6 @@ METHODS: Mapping[str, Method] = {
             "smask: as single, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
             "(below), at the density of the end all along",
             positive_scores, above, straight_through, **OWN, n_coats=3, falls=False,
-        ),
-        Method(
-            "deep-coats", "smask: as coats, with scores that begin far apart",
-            tailed_scores, above, straight_through, **OWN, n_coats=3, falls=False,
         ),
         Method(
             "threshold",
