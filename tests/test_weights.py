@@ -82,7 +82,7 @@ def test_language_models(make: Callable[[], nn.Module], masked: list[str]) -> No
     torch.manual_seed(0)
     model, named = make(), make is Stepping
     batches = text_batches(named)
-    found = smask.find_masks(model, batches, loss=next_token, density=0.3, epochs=24, lr=2e-3)
+    found = smask.find_masks(model, batches, loss=next_token, density=0.3, epochs=8, lr=1e-2)
     assert list(recipe_of(found).coded) == masked
     x, y = batches[0]
     with torch.no_grad():
