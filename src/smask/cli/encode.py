@@ -233,7 +233,6 @@ def _some(names: list[str]) -> str:
 
 
 def stem_of(data: str) -> str:
-    """Name of a file made from data."""
     """Name of the data without folder and ending, or without the name of the collection."""
     collection, colon, name = data.partition(":")
     if colon and collection == "addition":
