@@ -169,7 +169,8 @@ def searches(model: nn.Sequential, way: str, *, labels: bool) -> tuple[Search, D
             made.append(DecoupledSearch(copy, layers, schedule, plan=plan, ranks=Ranks(None, CPU), **rest))
         else:
             made.append(Search(copy, layers, schedule, **rest))
-        made[-1].write(refresh=True)
+        made[-1].prepare(refresh=True)
+        made[-1].write()
     return made[0], made[1]
 
 

@@ -1,7 +1,7 @@
 """Cost of a search step against an ordinary training step and against a step that sorts all scores.
 
     python tools/step_cost.py
-    python tools/step_cost.py --device cuda
+    python tools/step_cost.py --device cuda --precision bf16 --net conv6:128:single --net resnet18:128:single
 
 All three train the same net on the same batch with the same fused Adam. The sorting step is the reference edge-popup
 of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every forward pass. Nets are built several
@@ -28,6 +28,7 @@ from smask.search import initialisation, steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS
 from smask.search.objective import Objective
+from smask.search.precision import Precision
 from smask.search.schedule import Schedule
 from smask.search.weights import maskable
 
@@ -60,11 +61,12 @@ class SortedWeight(nn.Module):
         return self.frozen * Sorted.apply(scores.abs(), DENSITY)
 
 
-def training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+def training_step(model: nn.Module, x: Tensor, y: Tensor, *, precision: Precision) -> Callable[[], object]:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
 
     def step() -> None:
-        loss = F.cross_entropy(model(x), y)
+        with precision.passes():
+            loss = F.cross_entropy(model(x).float(), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -74,18 +76,20 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object
     return step
 
 
-def sorting_step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
+def sorting_step(model: nn.Module, x: Tensor, y: Tensor, *, precision: Precision) -> Callable[[], object]:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             parametrize.register_parametrization(module, "weight", SortedWeight(module.weight), unsafe=True)
-    return training_step(model, x, y)
+    return training_step(model, x, y, precision=precision)
 
 
-def search_step(model: nn.Module, x: Tensor, y: Tensor, *, method: str = "coats") -> Callable[[], object]:
+def search_step(
+    model: nn.Module, x: Tensor, y: Tensor, *, precision: Precision, method: str = "coats"
+) -> Callable[[], object]:
     weights = maskable(model)
     densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=DENSITY)
     layers = initialisation.masked_weights(weights, densities, METHODS[method])
-    search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1))
+    search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1), precision=precision)
 
     def step() -> None:
         search.step([(x, y)], Objective(F.cross_entropy))
@@ -95,27 +99,49 @@ def search_step(model: nn.Module, x: Tensor, y: Tensor, *, method: str = "coats"
     return step
 
 
+def peak_bytes(make: Callable[[], Callable[[], object]]) -> int:
+    """Most memory that a net and its steps hold on the CUDA device, what other nets hold left out."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step = make()
+    for _ in range(2 * steps.N_REFRESH):
+        step()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--builds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4, help="of each build")
+    parser.add_argument("--precision", default="fp32", help="of passes, fp32 or bf16 (default %(default)s)")
+    parser.add_argument("--net", action="append", metavar="NAME:BATCH:METHOD", help="instead of those of the table")
     arguments = parser.parse_args()
     rows = {}
-    for name, batch, method in NETS:
+    given = [text.rsplit(":", 2) for text in arguments.net or ()]
+    for name, batch, method in [(name, int(batch), method) for name, batch, method in given] or NETS:
         torch.manual_seed(0)
         arch = named_nets.architecture(name)
         x = torch.randn(batch, *arch["input"], device=arguments.device)
+        x = x.contiguous(memory_format=torch.channels_last) if x.is_cuda and x.dim() == 4 else x
         y = torch.randint(0, 10, (batch,), device=arguments.device)
+        precision = Precision(arguments.precision, x.device)
 
         kinds = {
             "training": training_step,
             "search": functools.partial(search_step, method=method),
             "sorting": sorting_step,
         }
+
+        def made(kind: str, kinds=kinds, arch=arch, x=x, y=y, precision=precision) -> Callable[[], object]:
+            return kinds[kind](architectures.build(arch).to(x.device), x, y, precision=precision)
+
+        peaks = {kind: peak_bytes(functools.partial(made, kind)) for kind in kinds} if x.is_cuda else {}
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(arguments.builds):
-            works = {kind: make(architectures.build(arch).to(x.device), x, y) for kind, make in kinds.items()}
+            works = {kind: made(kind) for kind in kinds}
             # One whole cycle of the threshold refresh a round where time allows, so that its cost is in the figure.
             found = interleaved(works, rounds=arguments.rounds, repeats=steps.N_REFRESH)
             for kind in kinds:
@@ -124,8 +150,10 @@ def main() -> int:
             "milliseconds": {kind: round(1e3 * statistics.median(values), 3) for kind, values in seconds.items()},
             "search_over_training": ratio(seconds, "search", "training"),
             "search_over_sorting": ratio(seconds, "search", "sorting"),
+            **({"peak_bytes": peaks} if peaks else {}),
         }
-    print(json.dumps({"machine": facts(), "density": DENSITY, "rows": rows}, indent=1))
+    result = {"machine": facts(), "density": DENSITY, "precision": arguments.precision, "rows": rows}
+    print(json.dumps(result, indent=1))
     return 0
 
 

@@ -160,10 +160,9 @@ class Batches:
         return running.hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.x), generator=self.generator)
+        order = torch.randperm(len(self.x), generator=self.generator).to(self.device)
         for batch in range(len(self)):
-            index = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            chosen = index.to(self.device)
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             x = self.x[chosen]
             if self.shift and x.dim() == 4:
                 x = shifted(x, self.shift, self.generator)
@@ -181,7 +180,7 @@ def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
         random: CPU generator.
     """
     n, channels, height, width = x.shape
-    moves = torch.randint(-shift, shift + 1, (n, 2), generator=random).to(x.device)
+    moves = _sent(torch.randint(-shift, shift + 1, (n, 2), generator=random), x.device)
     rows = (moves[:, :1] + torch.arange(height, device=x.device)).clamp_(0, height - 1)
     columns = (moves[:, 1:] + torch.arange(width, device=x.device)).clamp_(0, width - 1)
     # One gather over flat pixels: indexing by four tensors takes five times as long.
@@ -191,8 +190,13 @@ def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
 
 def mirrored(x: Tensor, random: torch.Generator) -> Tensor:
     """Every image, [N, channels, height, width], mirrored left to right with a probability of one half."""
-    turned = torch.randint(0, 2, (len(x), 1, 1, 1), generator=random, dtype=torch.bool).to(x.device)
+    turned = _sent(torch.randint(0, 2, (len(x), 1, 1, 1), generator=random, dtype=torch.bool), x.device)
     return torch.where(turned, x.flip(3), x)
+
+
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers on a device; a copy from memory that may be paged out would wait for all steps before it."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
 
 
 def load_dataset(source: str, reading: Reading | None = None) -> Dataset:

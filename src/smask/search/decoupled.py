@@ -29,6 +29,7 @@ from .optimizer import parameters_of
 from .plan import Plan
 from .precision import Precision
 from .ranks import Ranks, random_at, tensors_in
+from .recording import Batch, Seen
 from .schedule import Schedule
 from .scores import MaskedWeight
 from .steps import Search
@@ -86,15 +87,16 @@ class DecoupledSearch(Search):
     def is_spread(self) -> bool:
         return self.ranks.size > 1
 
-    def write(self, *, refresh: bool = False) -> None:
-        super().write(refresh=refresh)
+    def _new_recorder(self, device: torch.device) -> None:
+        """Blocks that do not wait for each other are not one recording."""
+
+    def prepare(self, *, refresh: bool = False) -> None:
+        super().prepare(refresh=refresh)
         if refresh:
             for layer in self.layers.values():
                 layer.now = self.density_of(layer)
 
-    def gradients(
-        self, batch: Sequence[tuple[Any, Any]], objective: Objective, seen: Callable[[Any, Any], None] | None
-    ) -> Tensor:
+    def gradients(self, batch: Batch, objective: Objective, seen: Seen | None) -> Tensor:
         ((x, y),) = batch
         shapes = self._shapes_for(x, y)
         total = torch.zeros((), device=self._device)

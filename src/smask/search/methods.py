@@ -125,15 +125,17 @@ def equal_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
 
 def above(layer: MaskedWeight) -> Tensor:
     """Base * level where the rank of a weight, its score or the magnitude of that, is above the lowest threshold."""
-    ranks = layer.ranks()
+    ranks, lowest = layer.ranks(), layer.lowest
+    if isinstance(lowest, Tensor):
+        return torch.mul(layer.graded, ranks > lowest, out=ranks)
     # One operator of torch, where comparing and then multiplying are two; and booleans cost conversions.
-    torch.ops.aten.threshold_backward.grad_input(layer.graded, ranks, layer.threshold[0], grad_input=ranks)
+    torch.ops.aten.threshold_backward.grad_input(layer.graded, ranks, lowest, grad_input=ranks)
     return ranks
 
 
 def signs_above(layer: MaskedWeight) -> Tensor:
     """|base| * sign of the latent where its magnitude is above the threshold."""
-    kept = torch.abs(layer.latent, out=layer.weight) > layer.threshold[0]
+    kept = torch.abs(layer.latent, out=layer.weight) > layer.lowest
     torch.sign(layer.latent, out=layer.weight).mul_(kept)
     return layer.weight if layer.kind == "signed" else layer.weight.mul_(layer.base.abs())
 
@@ -141,7 +143,7 @@ def signs_above(layer: MaskedWeight) -> Tensor:
 def probabilities(layer: MaskedWeight) -> Tensor:
     """Probability of every weight, float32 [C, ...], in the layer's scratch."""
     scores = torch.mul(layer.latent.detach(), layer.sign, out=layer.scratch)
-    return scores.sub_(layer.threshold[0]).div_(TEMPERATURE).sigmoid_()
+    return scores.sub_(layer.lowest).div_(TEMPERATURE).sigmoid_()
 
 
 def sampled(layer: MaskedWeight) -> Tensor:

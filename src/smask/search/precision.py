@@ -35,6 +35,11 @@ class Precision:
         self._dtype, self._device = DTYPES[name], device
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
+    @property
+    def looks(self) -> bool:
+        """Whether steps are decided by values of gradients."""
+        return self._scaler.is_enabled()
+
     def passes(self) -> AbstractContextManager[object]:
         """Around a pass through the model."""
         if self._dtype == torch.float32:

@@ -118,6 +118,7 @@ class Run:
             self.ranks.check_same(scores=search.digest())
         if self.validate:
             search.gather()
+            search.prepare()
             search.write()
             search.model.eval()
             self.validation = self.ranks.value(float(self.validate(search.model)))
@@ -151,9 +152,11 @@ class Run:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Tensors on the device, also those in tuples, lists and mappings."""
+    """Tensors on the device, also those in tuples, lists and mappings; on a CUDA device with the channels of images
+    last, as its convolutions want them."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        there = value.to(device)
+        return there.contiguous(memory_format=torch.channels_last) if there.is_cuda and there.dim() == 4 else there
     if isinstance(value, Mapping):
         return {name: moved(part, device) for name, part in value.items()}
     if isinstance(value, tuple | list):

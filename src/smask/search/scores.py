@@ -101,7 +101,8 @@ class MaskedWeight:
         self.base = values.reshape(self.weight.shape)
         self.sign = self.base if self.kind == "signed" else self.base.sign()
         self.bias = bias if origin is None else None
-        self.threshold: tuple[float, ...] = (0.0,) * method.n_coats
+        self._lowest = torch.zeros((), device=device) if device.type == "cuda" else None
+        self.threshold = (0.0,) * method.n_coats
         self.graded = self.base.clone() if method.n_coats > 1 else self.base
         self.kept: Tensor | None = None
         self._silent: Tensor | None = None
@@ -121,6 +122,22 @@ class MaskedWeight:
         self._sampled_here = self._sampled[self._here] - rows.first * n_row
         self.random = torch.Generator(device)
         self.mean_gradient = torch.zeros_like(self.base) if method.averages else None
+
+    @property
+    def threshold(self) -> tuple[float, ...]:
+        """As above."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, threshold: tuple[float, ...]) -> None:
+        self._threshold = threshold
+        if self._lowest is not None:
+            self._lowest.fill_(threshold[0])
+
+    @property
+    def lowest(self) -> float | Tensor:
+        """The lowest threshold; on a CUDA device in memory there, where a recorded step sees it change."""
+        return self._threshold[0] if self._lowest is None else self._lowest
 
     @cached_property
     def scratch(self) -> Tensor:

@@ -14,9 +14,10 @@ from .densities import cubic
 from .exchange import exchange_some
 from .initialisation import START_DENSITY
 from .objective import Objective, called
-from .optimizer import forget_gradients, optimizer_of, parameters_of, set_rate
+from .optimizer import forget_gradients, moments_of, optimizer_of, parameters_of, restore_moments, set_rate
 from .precision import Precision
 from .ranks import Ranks, running_statistics
+from .recording import Batch, Recorder, Seen
 from .schedule import Schedule
 from .scores import MaskedWeight
 
@@ -51,6 +52,7 @@ class Search:
         self.method = next(iter(layers.values())).method
         self.optimizer = optimizer_of(self._others.values(), layers.values(), lr=schedule.lr)
         self.levels: dict[str, Tensor] = {}
+        self._recorder = self._new_recorder(device)
 
     @property
     def is_spread(self) -> bool:
@@ -77,6 +79,11 @@ class Search:
         """The same at the end."""
         return self._together(lambda layer: layer.density)
 
+    def _new_recorder(self, device: torch.device) -> Recorder | None:
+        """Something that records steps, where they do the same every time and no other process has a part in them."""
+        same = not (self.method.draws or self.method.averages or self.method.wish or self.precision.looks)
+        return Recorder(self.update) if device.type == "cuda" and same and self.ranks.size == 1 else None
+
     def _together(self, density: Callable[[MaskedWeight], float]) -> float:
         kept = sum(density(layer) * layer.n_usable for layer in self.layers.values())
         return kept / max(1, sum(layer.n_usable for layer in self.layers.values()))
@@ -91,8 +98,8 @@ class Search:
         return [*(layer.scales() for layer in self.layers.values()), *state]
 
     @torch.no_grad()
-    def write(self, *, refresh: bool = False) -> None:
-        """Puts masked weights into the model."""
+    def prepare(self, *, refresh: bool = False) -> None:
+        """Thresholds, levels and draws of the next step."""
         if refresh and self.method.worth:
             for name, density in self.allotted(self.density_at_end()).items():
                 self.layers[name].density = density
@@ -103,15 +110,14 @@ class Search:
                 layer.seed_draws(self.done)
             if layer.kept is None and self.done % N_BETWEEN_LEVELS == 0:
                 layer.grade()
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Puts masked weights into the model."""
+        for layer in self.own.values():
             layer.write()
 
-    def step(
-        self,
-        batch: Sequence[tuple[Any, Any]],
-        objective: Objective,
-        *,
-        seen: Callable[[Any, Any], None] | None = None,
-    ) -> Tensor:
+    def step(self, batch: Batch, objective: Objective, *, seen: Seen | None = None) -> Tensor:
         """One batch: masks, forward, backward, update.
 
         Args:
@@ -125,19 +131,27 @@ class Search:
         """
         if self.done == self.schedule.n_search:
             self.fix()
-        self.write(refresh=not self.levels and self.done % N_REFRESH == 0)
+        self.prepare(refresh=not self.levels and self.done % N_REFRESH == 0)
+        set_rate(self.optimizer, self.schedule.rate(self.done))
+        if self._recorder:
+            kind = (bool(self.levels), self.done % self.method.n_between_scales)
+            total = self._recorder.step(kind, batch, objective, seen)
+        else:
+            total = self.update(batch, objective, seen)
+        self.done += 1
+        return total
+
+    def update(self, batch: Batch, objective: Objective, seen: Seen | None) -> Tensor:
+        """All of a step but :meth:`prepare`, arguments and result as of :meth:`step`."""
+        self.write()
         forget_gradients(self.optimizer)
         total = self.gradients(batch, objective, seen)
         if self.method.wish and not self.levels:
             exchange_some(self.own, self.method.wish, step=self.done, n_search=self.schedule.n_search)
-        set_rate(self.optimizer, self.schedule.rate(self.done))
         self.precision.step(self.optimizer)
-        self.done += 1
         return total
 
-    def gradients(
-        self, batch: Sequence[tuple[Any, Any]], objective: Objective, seen: Callable[[Any, Any], None] | None
-    ) -> Tensor:
+    def gradients(self, batch: Batch, objective: Objective, seen: Seen | None) -> Tensor:
         """Gradients of all that is trained, arguments and result as of :meth:`step`."""
         alone = len(batch) == 1 and self.ranks.size == 1
         shares = [(*batch[0], 1, 1)] if alone else [self.ranks.share(part) for part in batch]
@@ -236,6 +250,8 @@ class Search:
     def keep(self, levels: dict[str, Tensor]) -> None:
         """Makes these levels the final ones."""
         self.levels = levels
+        if self._recorder:
+            self._recorder.forget()
         for name, layer in self.layers.items():
             layer.now = layer.density
             layer.keep(levels[name])
@@ -256,12 +272,7 @@ class Search:
         for name, layer in self.layers.items():
             found |= {f"layer.{name}.{part}": tensor for part, tensor in layer.tensors().items()}
         found |= {f"levels.{name}": levels for name, levels in self.levels.items()}
-        rows = self._rows_of_parameters()
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            spread = rows.get(index)
-            for part, tensor in moments.items():
-                found[f"adam.{index}.{part}"] = spread.whole(tensor) if spread and tensor.dim() else tensor
-        return found
+        return found | moments_of(self.optimizer, self._rows_of_parameters())
 
     def _rows_of_parameters(self) -> dict[int, MaskedWeight]:
         """Places in the optimiser of what lies in rows on several ranks."""
@@ -286,15 +297,4 @@ class Search:
             layer.restore(
                 {part: tensors[f"layer.{name}.{part}"] for part in layer.tensors()}, levels=self.levels.get(name)
             )
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("adam."):
-                _, index, part = name.split(".")
-                moments.setdefault(int(index), {})[part] = tensor
-        parameters, rows = parameters_of(self.optimizer), self._rows_of_parameters()
-        for place, parts in moments.items():
-            if place in rows:
-                parts |= {part: rows[place].part(tensor) for part, tensor in parts.items() if tensor.dim()}
-            if {*parts} != {"step", "exp_avg", "exp_avg_sq"} or parts["exp_avg"].shape != parameters[place].shape:
-                raise ValueError(f"moments of parameter {place}")
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        restore_moments(self.optimizer, tensors, self._rows_of_parameters())
