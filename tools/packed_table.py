@@ -1,7 +1,8 @@
-"""Runs `smask bench` for the README and keeps what it prints in docs/bench.json.
+"""Runs `smask bench` for the README and keeps what it prints in docs/bench.json, or docs/bench-cuda.json.
 
     python tools/packed_table.py            # some five minutes on two cores; nothing else should run meanwhile
-    python tools/packed_table.py --tables   # only the table of the README
+    python tools/packed_table.py --cuda     # a minute on a CUDA device
+    python tools/packed_table.py --tables   # only the tables of the README
 
 Needs 2 GB of memory for the dense rivals.
 """
@@ -17,46 +18,64 @@ from typing import Any
 
 from readme import write_table
 
-OUT = Path(__file__).parents[1] / "docs/bench.json"
-RUNS = (
-    "smask bench --shape 4096x4096 --kernels integer,int8,tiled --rounds 15 --json",
-    "smask bench --shape 8192x8192 --kernels integer,int8 --rounds 15 --json",
-    "smask bench --shape 4096x4096 --planes 2 --batch 1,16,64 --kernels integer,int8 --rounds 15 --json",
-)
+DOCS = Path(__file__).parents[1] / "docs"
+RUNS = {
+    "packed": (
+        "smask bench --shape 4096x4096 --kernels integer,int8,tiled --rounds 15 --json",
+        "smask bench --shape 8192x8192 --kernels integer,int8 --rounds 15 --json",
+        "smask bench --shape 4096x4096 --planes 2 --batch 1,16,64 --kernels integer,int8 --rounds 15 --json",
+    ),
+    "packed-cuda": (
+        "smask bench --device cuda --shape 8192x8192 --batch 1,4,8,16,64,256,1024 --kernels tiled --rounds 15 --json",
+        "smask bench --device cuda --shape 4096x4096 --batch 1,8,64,1024 --kernels tiled --rounds 15 --json",
+    ),
+}
+FILES = {"packed": DOCS / "bench.json", "packed-cuda": DOCS / "bench-cuda.json"}
 RIVALS = ("dense float32", "dense bfloat16", "int4pack", "materialised")
+HEAD = "| weights | rows | kernel | ms | × fp32 | × bf16 | × int4 | × regenerated |"
+HEADS = {
+    "packed": HEAD + " `int8` × fp32 | error | peak MB |",
+    "packed-cuda": HEAD + " launched singly, ms | × bf16 | error | peak MB |",
+}
 
 
-def rows(report: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| weights | rows | kernel | ms | × fp32 | × bf16 | × int4 | × regenerated | `int8` × fp32 | error | peak MB |",
-        "|---" * 11 + "|",
-    ]
+def rows(name: str, report: list[dict[str, Any]]) -> list[str]:
+    lines = [HEADS[name], "|---" * (HEADS[name].count("|") - 1) + "|"]
     for run in report:
         for table in run["tables"]:
             of = {row["name"]: row for row in table["rows"]}
-            auto, single = of["auto"], of["int8"]
+            auto = of["auto"]
             shape = f"{table['shape'][0]} × {table['shape'][1]}, {table['planes'] + 1} bits"
-            cells = [shape, table["batch"], table["chosen"], f"{auto['milliseconds']:.2f}"]
-            cells += [f"{auto['times_faster'][rival]:.2f}" for rival in RIVALS]
-            cells += [f"{single['times_faster']['dense float32']:.2f}", f"{auto['error']:.0e}"]
+            cells = [shape, table["batch"], table["chosen"]]
+            cells.append(f"{auto['milliseconds']:.{4 if name == 'packed-cuda' else 2}f}")
+            cells += [f"{auto['times_faster'][rival]:.2f}" if rival in of else "" for rival in RIVALS]
+            if name == "packed":
+                cells.append(f"{of['int8']['times_faster']['dense float32']:.2f}")
+            else:
+                single = auto["launched_milliseconds"]
+                cells += [f"{single:.3f}", f"{of['dense bfloat16']['launched_milliseconds'] / single:.2f}"]
             peak = auto["peak_bytes"]
-            cells.append("" if peak is None else f"{peak / 1e6:.1f}")
+            cells += [f"{auto['error']:.0e}", "" if peak is None else f"{peak / 1e6:.1f}"]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
-    if not parser.parse_args().tables:
-        report = []
-        for command in RUNS:
+    parser.add_argument("--cuda", action="store_true", help="the table of a CUDA device instead of that of a processor")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
+    arguments = parser.parse_args()
+    if not arguments.tables:
+        name, report = "packed-cuda" if arguments.cuda else "packed", []
+        for command in RUNS[name]:
             done = subprocess.run(
                 [sys.executable, "-m", *command.split()], check=True, stdout=subprocess.PIPE, text=True
             )
             report.append({"command": command} | json.loads(done.stdout))
-        OUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    write_table("packed", rows(json.loads(OUT.read_text(encoding="utf-8"))))
+        FILES[name].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, path in FILES.items():
+        if path.exists():
+            write_table(name, rows(name, json.loads(path.read_text(encoding="utf-8"))))
     return 0
 
 

@@ -1,4 +1,9 @@
-"""Packed products against dense ones and torch's own low-bit kernels, measured in turns in one process."""
+"""Packed products against dense ones and torch's own low-bit kernels, measured in turns in one process.
+
+On a CUDA device a product of few rows takes less time than its launch. So there the time of a row is that of its device
+alone: calls are recorded in a CUDA graph, which goes through copies of the weights that together are larger than the
+last cache, as the layers of a model are. What a single call takes that is launched from Python is said beside it.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,19 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import compiler, kernels, measurement
-from .coded import CodedTensor
 from .errors import ArgumentError
-from .packing import PackedMatrix, dense_rows, pack
-from .reconstruction import reconstruct
+from .packing import PackedMatrix, dense_rows
+from .rivals import Weights, Work
 
-SEED = 1
-N_GROUP = 128  # columns of one scale in torch's 4-bit kernel
 # Rows of x above which a fused kernel takes seconds a call.
 N_FUSED_ROWS = 8
+# Seconds of one graph of calls on a CUDA device, beside which its launch is nothing.
+GRAPH_S = 2e-3
+# Calls that are launched one by one before their device is waited for.
+N_QUEUED = 20
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -38,6 +43,7 @@ class Row:
         weight_bytes: What the weights hold resident.
         peak_bytes: Most memory held during a call beyond weights and what stays between calls, or None.
         compile_s: Seconds spent compiling at the first call.
+        launched_milliseconds: On a CUDA device: the same for calls that are launched one by one, without a graph.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Row:
     weight_bytes: int
     peak_bytes: int | None
     compile_s: float
+    launched_milliseconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,6 @@ class Table:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Work:
-    run: Callable[[], Tensor]
-    weight_bytes: int
-    packed: bool
 
 
 def measure(
@@ -118,58 +118,13 @@ def measure(
     target = torch.device(device)
     for shape in shapes:
         progress(f"weights of {shape[0]} x {shape[1]}")
-        weights = _Weights(shape, planes, target)
+        weights = Weights(shape, planes, target)
         for batch in batches:
             yield _table(weights, batch, dtype, names, rounds, progress)
 
 
-class _Weights:
-    """Random weights of one shape in every form that is compared."""
-
-    def __init__(self, shape: tuple[int, int], planes: int, device: torch.device) -> None:
-        n_rows, n_columns = self.shape = shape
-        self.n_planes, self.device = planes, device
-        random = torch.Generator().manual_seed(0)
-        n_bytes = (n_rows * n_columns + 7) // 8
-        masks = tuple(torch.randint(0, 256, (n_bytes,), generator=random, dtype=torch.uint8) for _ in range(planes))
-        if n_rows * n_columns % 8:
-            for mask in masks:
-                mask[-1] &= (1 << n_rows * n_columns % 8) - 1
-        self.coded = CodedTensor(shape, 0, masks, torch.rand(n_rows, generator=random) + 0.5)
-        self.packed = _to(pack(self.coded, SEED), device)
-        self.regenerated = _to(pack(self.coded, SEED, regenerate_signs=True), device)
-        self.dense = reconstruct(self.coded, SEED, device=device)
-
-    def rivals(self, x: Tensor) -> dict[str, _Work]:
-        """Dense products and torch's low-bit kernels, each in the dtype it is made for; x is float32."""
-        half, dense, dense_half = x.bfloat16(), self.dense, self.dense.bfloat16()
-        n_rows, n_columns = self.shape
-        works = {
-            "dense float32": _Work(lambda: F.linear(x, dense), 4 * dense.numel(), False),
-            "dense bfloat16": _Work(lambda: F.linear(half, dense_half), 2 * dense.numel(), False),
-        }
-        # These kernels do not check their arguments: torch 2.13 crashes at other sizes.
-        usable = self.device.type == "cpu" and n_rows % 64 == 0 and n_columns % N_GROUP == 0
-        if usable and hasattr(torch, "_weight_int4pack_mm_for_cpu"):
-            codes = torch.zeros(n_rows, n_columns, dtype=torch.int32)
-            four = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
-            groups = torch.ones(n_columns // N_GROUP, n_rows, 2, dtype=torch.bfloat16)
-            run = partial(torch._weight_int4pack_mm_for_cpu, half, four, N_GROUP, groups)
-            works["int4pack"] = _Work(run, four.numel() * four.element_size() + 2 * groups.numel(), False)
-        if usable and hasattr(torch, "_weight_int8pack_mm"):
-            eight, scale = torch.ones(n_rows, n_columns, dtype=torch.int8), torch.ones(n_rows, dtype=torch.bfloat16)
-            run = partial(torch._weight_int8pack_mm, half, eight, scale)
-            works["int8pack"] = _Work(run, eight.numel() + 2 * n_rows, False)
-        given = torch.empty_like(dense)
-
-        def materialised() -> Tensor:
-            return F.linear(x, reconstruct(self.coded, SEED, out=given))
-
-        return works | {"materialised": _Work(materialised, self.regenerated.n_bytes, False)}
-
-
 def _table(
-    weights: _Weights, batch: int, dtype: str, names: Sequence[str], rounds: int, progress: Callable[[str], None]
+    weights: Weights, batch: int, dtype: str, names: Sequence[str], rounds: int, progress: Callable[[str], None]
 ) -> Table:
     where = f"{weights.shape[0]} x {weights.shape[1]}, batch {batch}"
     random = torch.Generator().manual_seed(batch)
@@ -177,13 +132,17 @@ def _table(
     x = wide.to(DTYPES[dtype])
     works = weights.rivals(wide)
     rivals = list(works)
-    packed, regenerated = weights.packed, weights.regenerated
-    works["auto"] = _Work(partial(kernels.matmul, x, packed), packed.n_bytes, True)
-    works["auto, signs regenerated"] = _Work(partial(kernels.matmul, x, regenerated), regenerated.n_bytes, True)
+    packed = weights.packed
+
+    def product(kernel: str) -> Callable[[PackedMatrix], Callable[[], Tensor]]:
+        return lambda weight: partial(kernels.matmul, x, weight, kernel=kernel)
+
+    works["auto"] = weights.work(product("auto"), packed)
+    works["auto, signs regenerated"] = weights.work(product("auto"), weights.regenerated)
     for name in names or [name for name in kernels.KERNELS if name != "reference"]:
         refused = name == "auto" or kernels.KERNELS[name].refuses(x, packed)
         if not refused and (names or name != "fused" or batch <= N_FUSED_ROWS):
-            works[name] = _Work(partial(kernels.matmul, x, packed, kernel=name), packed.n_bytes, True)
+            works[name] = weights.work(product(name), packed)
     want = x.double() @ dense_rows(packed).double().t()
     errors, peaks, compiling = {}, {}, {}
     with torch.inference_mode():
@@ -197,10 +156,7 @@ def _table(
             del got
             peaks[name] = measurement.peak_bytes(work.run, weights.device)
         progress(f"{where}: {rounds} rounds of {len(works)} in turns")
-        synchronised: dict[str, Callable[[], object]] = {
-            name: partial(_synchronised, work.run, weights.device) for name, work in works.items()
-        }
-        seconds = measurement.interleaved(synchronised, rounds=rounds, repeats=5, budget_s=0.1)
+        seconds, launched = _seconds(works, rounds, weights.device)
     rows = [
         Row(
             name,
@@ -211,17 +167,44 @@ def _table(
             work.weight_bytes,
             peaks[name],
             round(compiling[name], 2),
+            round(1e3 * statistics.median(launched[name]), 4) if name in launched else None,
         )
         for name, work in works.items()
     ]
     return Table(weights.shape, batch, weights.n_planes, dtype, kernels.choose(x, packed), rows)
 
 
-def _synchronised(run: Callable[[], Tensor], device: torch.device) -> None:
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds(
+    works: dict[str, Work], rounds: int, device: torch.device
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of a call by name and round; on a CUDA device those of the device, and those of calls launched singly."""
+    single: dict[str, Callable[[], object]] = {name: work.run for name, work in works.items()}
+    if device.type != "cuda":
+        return measurement.interleaved(single, rounds=rounds, repeats=5, budget_s=0.1), {}
+    queued: dict[str, Callable[[], object]] = {
+        name: partial(_queued, run, N_QUEUED, device) for name, run in single.items()
+    }
+    launched = measurement.interleaved(queued, rounds=min(rounds, 5))
+    n_calls, replays = dict[str, int](), dict[str, Callable[[], object]]()
+    for name, work in works.items():
+        each = statistics.median(launched[name]) / N_QUEUED
+        n_calls[name] = len(work.runs) * max(1, round(GRAPH_S / each / len(work.runs)))
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                for call in range(n_calls[name]):
+                    work.runs[call % len(work.runs)]()
+            replays[name] = partial(_queued, graph.replay, 1, device)
+        except RuntimeError:  # what looks at values, or copies from the host, cannot be in a graph
+            n_calls[name], replays[name] = N_QUEUED, queued[name]
+    replayed = measurement.interleaved(replays, rounds=rounds)
+    return (
+        {name: [value / n_calls[name] for value in values] for name, values in replayed.items()},
+        {name: [value / N_QUEUED for value in values] for name, values in launched.items()},
+    )
 
 
-def _to(packed: PackedMatrix, device: torch.device) -> PackedMatrix:
-    return PackedMatrix(packed.planes.to(device), packed.n_columns, packed.scale.to(device), None, packed.signs)
+def _queued(run: Callable[[], object], n: int, device: torch.device) -> None:
+    for _ in range(n):
+        run()
+    torch.cuda.synchronize(device)

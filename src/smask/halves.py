@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import compiler
 from .packing import PackedMatrix
-from .tiles import N_TILE_BYTES, Step, Tile, buffer, planned, rows_of_tiles, sign_words
+from .tiles import Step, Tile, buffer, planned, rows_of_tiles, sign_words, tile_bytes
 
 # Every second bit of a word, the others, and in both halves of a word: sign and mask, the mask alone.
 ODD, EVEN, PAIRS, MASKS = -0x55555556, 0x55555555, -0x3FFF4000, 0x40004000
@@ -40,18 +40,19 @@ def pair_order(x: Tensor, n_columns: int, *, compile: bool = False) -> Tensor:
     return room.view(len(x), n_columns)
 
 
-def pair_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES) -> Iterator[Tile]:
+def pair_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int | None = None) -> Iterator[Tile]:
     """All rows of a matrix that :func:`fits`, as bfloat16 levels in pair order, tile by tile, like
     :func:`smask.tiles.tiles`.
 
     Args:
         packed: The matrix.
         compile: Whether to compile what fills a tile.
-        n_tile_bytes: Size of the buffer.
+        n_tile_bytes: Size of the buffer, by default what suits the device.
 
     Yields:
         Levels -1, 0 and 1, without scale; a tile is valid until the next one is asked for.
     """
+    n_tile_bytes = n_tile_bytes or tile_bytes(packed.planes.device)
     for step in planned(packed, ("pairs", compile, n_tile_bytes), partial(_steps, packed, compile, n_tile_bytes)):
         step.fill()
         yield step.tile
@@ -60,10 +61,11 @@ def pair_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TIL
 def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[Step]:
     # Views of a detached alias, as for all plans.
     planes, n_words = packed.planes.detach().view(torch.int32), packed.planes.shape[2] // 4
-    steps = []
+    steps, room = [], None
     for rows in rows_of_tiles(packed, 64 * n_words, n_tile_bytes):
         n = rows.stop - rows.start
-        room = buffer(max(16 * n * n_words, n_tile_bytes // 4), torch.int32, planes.device, use="levels")
+        if room is None:
+            room = buffer(max(16 * n * n_words, n_tile_bytes // 4), torch.int32, planes.device, use="levels")
         out = room[: 16 * n * n_words].view(n, 8, 2, n_words)
         values = out.view(torch.bfloat16).view(n, 32 * n_words)
         steps.append(Step(Tile(rows.start, rows.stop, values), _filler(out, planes[:, rows], packed, rows, compile)))

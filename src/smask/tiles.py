@@ -9,7 +9,7 @@ call.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from .packing import PackedMatrix, SignSource, packed_bits, row_bytes, sign_bits
 
 # Measured on 2 AVX-512 cores: smaller tiles pay for calls, larger ones leave the caches, and count as memory.
 N_TILE_BYTES = 1 << 22
+# On a CUDA device a tile is to stay in the last cache until it is multiplied, and every tile is two launches.
+N_TILE_BYTES_CUDA = 1 << 24
 # Rooms of more bytes are not kept from call to call: a product of very many rows would hold its memory for good.
 N_KEPT_BYTES = 1 << 23
 # Plans of one matrix that are kept: of its kernels, compiled or not.
@@ -45,26 +47,28 @@ class Step(NamedTuple):
     fill: Callable[[], object]
 
 
-def tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES) -> Iterator[Tile]:
+def tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int | None = None) -> Iterator[Tile]:
     """All rows of a matrix as int8 levels, tile by tile; a tile is valid until the next one is asked for.
 
     Args:
         packed: The matrix.
         compile: Whether to compile what fills a tile.
-        n_tile_bytes: Size of the buffer.
+        n_tile_bytes: Size of the buffer, by default what suits the device.
 
     Yields:
         Signed levels, without offset and scale.
     """
+    n_tile_bytes = n_tile_bytes or tile_bytes(packed.planes.device)
     for step in planned(packed, (compile, n_tile_bytes), partial(_steps, packed, compile, n_tile_bytes)):
         step.fill()
         yield step.tile
 
 
 def level_tiles(
-    packed: PackedMatrix, dtype: torch.dtype, *, compile: bool, n_tile_bytes: int = N_TILE_BYTES
+    packed: PackedMatrix, dtype: torch.dtype, *, compile: bool, n_tile_bytes: int | None = None
 ) -> Iterator[Tile]:
     """As :func:`tiles`, but levels in a floating dtype, offsets included."""
+    n_tile_bytes = n_tile_bytes or tile_bytes(packed.planes.device)
     for start, end, levels in tiles(packed, compile=compile, n_tile_bytes=n_tile_bytes // dtype.itemsize):
         values = buffer(levels.numel(), dtype, levels.device, use="levels").view(levels.shape)
         (compiler.compiled(_convert, values, levels) if compile else _convert)(values, levels)
@@ -72,6 +76,11 @@ def level_tiles(
             offset = packed.offset if len(packed.offset) == 1 else packed.offset[start:end]
             values.sub_(values.sign().mul_(offset.to(dtype)[:, None]))
         yield Tile(start, end, values)
+
+
+def tile_bytes(device: torch.device) -> int:
+    """Bytes of a tile."""
+    return N_TILE_BYTES_CUDA if device.type == "cuda" else N_TILE_BYTES
 
 
 def bit_order(x: Tensor, n_columns: int) -> Tensor:
@@ -94,6 +103,8 @@ def planned(packed: PackedMatrix, key: tuple[Any, ...], steps: Callable[[], list
         key: What else the steps depend on.
         steps: Makes them.
     """
+    if packed.planes.is_cuda:  # what a plan holds could be gone when a CUDA graph is replayed
+        return steps()
     plans = _LOCAL.plans.setdefault(packed.planes, {})  # type: ignore[no-untyped-call]
     key = (*key, packed.n_columns, packed.signs, packed.planes.data_ptr())
     if key not in plans:
@@ -117,10 +128,11 @@ def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[Step]
     # Views of a detached alias: a view of the planes themselves would keep them alive, and with them this plan.
     planes = packed.planes.detach().view(torch.int32)
     n_columns = 8 * packed.planes.shape[2]
-    steps = []
+    steps, room = [], None
     for rows in rows_of_tiles(packed, n_columns, n_tile_bytes):
         n = rows.stop - rows.start
-        room = buffer(max(n * n_columns, n_tile_bytes), torch.int8, planes.device, use="levels")
+        if room is None:  # the first tile is the largest
+            room = buffer(max(n * n_columns, n_tile_bytes), torch.int8, planes.device, use="levels")
         levels = room[: n * n_columns].view(n, n_columns)
         fill = _fill(levels, planes[:, rows], _signs(packed, rows, compile), compile)
         steps.append(Step(Tile(rows.start, rows.stop, levels), fill))
@@ -149,7 +161,7 @@ def sign_words(signs: SignSource, n_columns: int, rows: slice, device: torch.dev
         if not compile or first % 4 or n % 4 or not philox.self_test(device):
             words = philox.words(signs.seed, signs.stream, start=first, n_words=n, device=device)
             return words.view(n_rows, n_words)
-        origin = torch.tensor([first >> 2, signs.seed & philox.MASK, signs.seed >> 32, signs.stream], device=device)
+        origin = _numbers((first >> 2, signs.seed & philox.MASK, signs.seed >> 32, signs.stream), device)
         out = torch.empty((n >> 2, 4), dtype=torch.int32, device=device)
         compiler.compiled(_words, origin, out)(origin, out)
         return out.view(n_rows, n_words)
@@ -193,6 +205,13 @@ def _words(origin: Tensor, out: Tensor) -> None:
         out[:, lane] = values
 
 
+def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [n]; without a copy from memory that may be paged out, which a CUDA graph cannot hold."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device)
+    return torch.stack([torch.full((), value, dtype=torch.int64, device=device) for value in values])
+
+
 def _positions(like: Tensor) -> Tensor:
     return torch.arange(8, dtype=like.dtype, device=like.device)[None, :, None]
 
@@ -209,8 +228,11 @@ _LOCAL = _Local()
 
 
 def buffer(n: int, dtype: torch.dtype, device: torch.device, *, use: str) -> Tensor:
-    """Room for n numbers, [n], the same at every call of a thread for the same use while it is not large."""
-    if n * dtype.itemsize > N_KEPT_BYTES:
+    """Room for n numbers, [n], the same at every call of a thread for the same use while it is not large.
+
+    On a CUDA device torch keeps memory by itself, and knows which of it a CUDA graph goes on using.
+    """
+    if n * dtype.itemsize > N_KEPT_BYTES or device.type == "cuda":
         with torch.inference_mode(False):
             return torch.empty(n, dtype=dtype, device=device)
     key = (use, dtype, device)

@@ -18,7 +18,9 @@ examples:
   smask bench --kernels integer,tiled --activations float32 --json > bench.json
 
 All ways of one shape and batch take turns in every round; "times faster" is the median over the rounds of a rival's
-time over theirs. Packed products take activations of --activations; rivals those they are made for.
+time over theirs. Packed products take activations of --activations; rivals those they are made for. On a CUDA device
+times are those of calls in a CUDA graph that goes through more weights than its last cache holds; "launched" is a call
+by itself, launched from Python.
 """
 
 
@@ -86,11 +88,22 @@ def _show(measured: Table) -> None:
     )
     table = Screen(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("")
-    for heading in ("ms", "best", *(f"x {name}" for name in short), "error", "MB held", "MB peak", "compiled in"):
+    launched = measured.rows[0].launched_milliseconds is not None
+    for heading in (
+        "ms",
+        "best",
+        *["launched"] * launched,
+        *(f"x {name}" for name in short),
+        "error",
+        "MB held",
+        "MB peak",
+        "compiled in",
+    ):
         table.add_column(heading, justify="right")
     for row in measured.rows:
         table.add_row(
             row.name, f"{row.milliseconds:.3f}", f"{row.best_milliseconds:.3f}",
+            *(f"{row.launched_milliseconds:.3f}" for _ in range(launched)),
             *(f"{row.times_faster[name]:.2f}" if name in row.times_faster else "" for name in rivals),
             "" if row.error is None else f"{row.error:.0e}", f"{row.weight_bytes / 1e6:.2f}",
             "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",

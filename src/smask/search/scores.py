@@ -28,11 +28,9 @@ from .rows import Rows
 if TYPE_CHECKING:
     from .methods import Method
 
-# Thresholds come from a sample of this many scores: a standard error of 0.4 % of the weights at density 0.5, of 0.1 %
-# at density 0.03. Exact counts come once, at the end.
+# Thresholds come from so many scores, with an error of 0.4 % of the weights at density 0.5, of 0.1 % at density 0.03.
 N_SAMPLE = 1 << 14
-# Where masks have probabilities: a score this far above its threshold is kept with one of 73 %. Fifty steps of Adam at
-# the default rate.
+# Where masks have probabilities: so far above its threshold, fifty default steps of Adam, a score is kept with 73 %.
 TEMPERATURE = 0.05
 # Too small to change any other scale, and the smallest that no processor flushes to zero.
 TINY = torch.finfo(torch.float32).tiny
@@ -116,8 +114,7 @@ class MaskedWeight:
         self._within = [*range(1, weight.dim())]
         self.scale, self.per_channel = nn.Parameter(torch.full(shape, first, device=device)), per_channel
         self._sampled = _sample(self.n_usable or self.n_weights, device)
-        if usable is not None and self.n_usable:
-            self._sampled = usable[self._sampled]
+        self._sampled = usable[self._sampled] if usable is not None and self.n_usable else self._sampled
         self._here = (self._sampled >= rows.first * n_row) & (self._sampled < rows.last * n_row)
         self._sampled_here = self._sampled[self._here] - rows.first * n_row
         self.random = torch.Generator(device)
@@ -172,10 +169,8 @@ class MaskedWeight:
     def take_gradient(self, step: int = 0) -> None:
         """Hands the gradient of the written weight on to latents and, where it is their turn, to the scale.
 
-        To be called without gradients (``torch.no_grad``).
-
-        The scale is left out of the gradient of the latents: it is the same for a whole channel, and Adam's step does
-        not depend on it.
+        To be called without gradients (``torch.no_grad``). That of the latents leaves out the scale, the same for a
+        whole channel: Adam's step does not depend on it.
         """
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the module took no part in this pass
@@ -280,7 +275,7 @@ class MaskedWeight:
     def tensors(self) -> dict[str, Tensor]:
         """What is not regenerated from the seed, not copied."""
         found = {"latent": self.whole(self.latent.detach()), "scale": self.scales()}
-        found["threshold"] = torch.tensor(self.threshold)
+        found |= {"threshold": torch.tensor(self.threshold)}
         found |= {"graded": self.whole(self.graded)} if self.method.n_coats > 1 else {}
         return found if self.mean_gradient is None else found | {"mean_gradient": self.whole(self.mean_gradient)}
 
