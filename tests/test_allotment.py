@@ -95,7 +95,7 @@ def test_a_search_follows_its_scores() -> None:
     layers = {"a": layer([[0.3, 0.6], [0.9, 0.03]], 1.0), "b": layer([[0.3, 0.6], [0.9, 0.03]], 3.0)}
     model.a, model.b = (one.parameter for one in layers.values())
     search = Search(model, layers, Schedule.of(10, lr=1e-3, hold=0.5, settle=0.1))
-    search.write(refresh=True)
+    search.prepare(refresh=True)
     # Worth 0.3, 0.6, 0.9, 0.03 and 0.9, 1.8, 2.7, 0.09; of eight four are kept, equal ones in order of layers.
     assert {name: one.density for name, one in layers.items()} == {"a": 0.25, "b": 0.75}
     levels = search.fix()
