@@ -40,9 +40,10 @@ from torch import Tensor
 from . import compiler, halves
 from .errors import ArgumentError, UnsupportedError
 from .fixedpoint import N_DIGITS, FixedPoint, fixed_point, recurs
+from .fused import fused
 from .packing import PackedMatrix, dense_rows
 from .sums import apply_scales, finish, finished
-from .tiles import bit_order, buffer, level_tiles, natural_order, tiles
+from .tiles import bit_order, buffer, level_tiles, natural_order, tile_bytes, tiles
 
 # Products with single vectors that are faster than one matrix product, measured on 2 AVX-512 cores.
 N_VECTORS = 6
@@ -145,12 +146,12 @@ def tiled(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, compile: bool
 
 
 def _multiply_tiles(x: Tensor, packed: PackedMatrix, bias: Tensor | None, y: Tensor, *, compile: bool) -> None:
-    n_columns = 8 * packed.planes.shape[2]
+    n_columns, n_bytes = 8 * packed.planes.shape[2], tile_bytes(x.device, len(x))
     if halves.fits(packed, x.dtype):
         columns = halves.pair_order(x, n_columns, compile=compile and recurs(len(x)))
-        filled = halves.pair_tiles(packed, compile=compile)
+        filled = halves.pair_tiles(packed, compile=compile, n_tile_bytes=n_bytes)
     else:
-        columns, filled = bit_order(x, n_columns), level_tiles(packed, x.dtype, compile=compile)
+        columns, filled = bit_order(x, n_columns), level_tiles(packed, x.dtype, compile=compile, n_tile_bytes=n_bytes)
     for start, end, levels in filled:
         if x.dtype == y.dtype:
             torch.mm(columns, levels.t(), out=y[:, start:end])
@@ -158,56 +159,6 @@ def _multiply_tiles(x: Tensor, packed: PackedMatrix, bias: Tensor | None, y: Ten
             y[:, start:end] = finished(torch.mm(columns, levels.t()), packed, bias, slice(start, end))
     if x.dtype == y.dtype:
         apply_scales(y, packed, bias, compile=compile)
-
-
-def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
-    """One compiled loop over the words of a row, 32 columns each."""
-    n_words = packed.planes.shape[2] // 4
-    padded = x if x.shape[1] == 32 * n_words else F.pad(x, (0, 32 * n_words - x.shape[1]))
-    # By bits of a byte, bytes of a word and words; halved, since levels are doubled and sums must not overflow.
-    columns = torch.empty((len(x), 8, 4, n_words), dtype=torch.float32, device=x.device)
-    columns.copy_(padded.view(len(x), n_words, 4, 8).permute(0, 3, 2, 1)).mul_(0.5)
-    columns, planes = columns.view(len(x), 32, n_words), packed.planes.view(torch.int32)
-    # On a CPU one row of x stays in the first-level cache, and its sums in registers: rows take turns.
-    turns = (columns,) if len(x) == 1 or x.device.type != "cpu" else torch.split(columns, 1)
-    # A product with a level is exact, so that one rounding instead of two changes nothing.
-    y = x.new_empty((len(x), packed.n_rows), dtype=x.dtype if bias is None else torch.float32)
-    outs = (y,) if len(turns) == 1 else torch.split(y, 1)
-    work = compiler.compiled(_fused, outs[0], turns[0], planes, packed.scale, contract=True)
-    for out, turn in zip(outs, turns, strict=True):
-        work(out, turn, planes, packed.scale)
-    return y if bias is None else y.add_(bias).to(x.dtype)
-
-
-# Every second bit of a word, the others, and the two bits of a float32 that make it -2, -0, 0 or 2 if the rest is 0.
-ODD, EVEN, SIGNED_TWO = -0x55555556, 0x55555555, -0x40000000
-# Sums side by side, so that an addition need not wait for the one before: two take an eighth longer, eight no less.
-N_CHAINS = 4
-
-
-def _fused(out: Tensor, columns: Tensor, planes: Tensor, scale: Tensor) -> None:
-    """[B, R] from halved columns, float32 [B, 32, W], slab 4 k + b holding bit 8 b + k of the words int32 [N, R, W].
-
-    A float32 whose sign is set, and of its other bits only the highest, is -2; so a sign and a bit of a magnitude side
-    by side are a weight, twice over, and nothing has to be converted.
-    """
-    sign, total, lower = planes[0], None, None
-    magnitudes = []
-    for plane in reversed(planes[1:].unbind()):  # a negative number is turned by flipping all above its lowest one
-        magnitudes.append(plane if lower is None else plane ^ (sign & lower))
-        lower = plane if lower is None else lower | plane
-    for plane in reversed(magnitudes):
-        pairs = (sign & ODD) | (plane >> 1 & EVEN), (sign << 1 & ODD) | (plane & EVEN)
-        sums: list[Tensor | None] = [None] * N_CHAINS
-        for index in range(32):
-            bit = 31 - index
-            level = (pairs[index & 1] << (index & 30) & SIGNED_TWO).view(torch.float32)
-            term = level[None] * columns[:, 4 * (bit & 7) + (bit >> 3), None, :]
-            last = sums[index % N_CHAINS]
-            sums[index % N_CHAINS] = term if last is None else last + term
-        of_plane = (sums[0] + sums[1]) + (sums[2] + sums[3])  # type: ignore[operator]
-        total = of_plane if total is None else 2 * total + of_plane
-    out.copy_(total.sum(-1) * scale)  # type: ignore[union-attr]
 
 
 def integer(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, n_digits: int | None = None) -> Tensor:

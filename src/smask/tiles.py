@@ -23,8 +23,9 @@ from .packing import PackedMatrix, SignSource, packed_bits, row_bytes, sign_bits
 
 # Measured on 2 AVX-512 cores: smaller tiles pay for calls, larger ones leave the caches, and count as memory.
 N_TILE_BYTES = 1 << 22
-# On a CUDA device a tile is to stay in the last cache until it is multiplied, and every tile is two launches.
-N_TILE_BYTES_CUDA = 1 << 24
+# On a CUDA device a tile is to stay in the last cache until it is multiplied, but many rows of x want a product as large
+# as the device, and every tile is two launches.
+N_TILE_BYTES_CUDA, N_TILE_BYTES_CUDA_MANY, N_MANY = 1 << 25, 1 << 27, 512
 # Rooms of more bytes are not kept from call to call: a product of very many rows would hold its memory for good.
 N_KEPT_BYTES = 1 << 23
 # Plans of one matrix that are kept: of its kernels, compiled or not.
@@ -78,9 +79,11 @@ def level_tiles(
         yield Tile(start, end, values)
 
 
-def tile_bytes(device: torch.device) -> int:
-    """Bytes of a tile."""
-    return N_TILE_BYTES_CUDA if device.type == "cuda" else N_TILE_BYTES
+def tile_bytes(device: torch.device, n_rows: int = 1) -> int:
+    """Bytes of a tile that so many rows of activations are multiplied with."""
+    if device.type != "cuda":
+        return N_TILE_BYTES
+    return N_TILE_BYTES_CUDA_MANY if n_rows >= N_MANY else N_TILE_BYTES_CUDA
 
 
 def bit_order(x: Tensor, n_columns: int) -> Tensor:
