@@ -23,8 +23,8 @@ from .packing import PackedMatrix, SignSource, packed_bits, row_bytes, sign_bits
 
 # Measured on 2 AVX-512 cores: smaller tiles pay for calls, larger ones leave the caches, and count as memory.
 N_TILE_BYTES = 1 << 22
-# On a CUDA device a tile is to stay in the last cache until it is multiplied, but many rows of x want a product as large
-# as the device, and every tile is two launches.
+# On a CUDA device a tile should stay in the last cache until it is multiplied; many rows of x want a product as large
+# as the device. Every tile is two launches.
 N_TILE_BYTES_CUDA, N_TILE_BYTES_CUDA_MANY, N_MANY = 1 << 25, 1 << 27, 512
 # Rooms of more bytes are not kept from call to call: a product of very many rows would hold its memory for good.
 N_KEPT_BYTES = 1 << 23
