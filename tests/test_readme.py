@@ -47,6 +47,7 @@ def test_figures_are_the_measured_ones() -> None:
     assert measured["searches"]
     sys.path.insert(0, str(ROOT / "tools"))
     try:
+        import cifar_table
         import language_table
         import measurements
         import methods_table
@@ -59,6 +60,7 @@ def test_figures_are_the_measured_ones() -> None:
     for mark, path in packed_table.FILES.items():
         if path.exists():
             assert "\n".join(packed_table.rows(mark, json.loads(path.read_text()))) in README
+    assert "\n".join(cifar_table.rows(json.loads((ROOT / "docs/cifar.json").read_text()))) in README
     assert "\n".join(language_table.table(json.loads((ROOT / "docs/language.json").read_text()))) in README
     assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
     measured_tasks = json.loads((ROOT / "docs/tasks.json").read_text())

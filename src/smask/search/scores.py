@@ -238,7 +238,7 @@ class MaskedWeight:
         """Indices of the weights, int64 [n_weights] on the CPU, highest rank first; equal ones in order of index."""
         ranks = self.latent.detach().abs() if self.method.by_magnitude else self.scores()
         ranks = self.whole(ranks if self.origin is None else ranks.masked_fill(self.base == 0, -math.inf))
-        return ranks.flatten().cpu().sort(descending=True, stable=True).indices
+        return ranks.flatten().sort(descending=True, stable=True).indices.cpu()
 
     def keep(self, levels: Tensor) -> None:
         """Fixes levels for good: uint8 [n_weights] on the CPU, 0 for weights that are not kept."""
