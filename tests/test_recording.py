@@ -123,7 +123,7 @@ def test_what_looks_at_values_is_not_recorded(graphs: list[Graph], monkeypatch: 
 def test_nothing_is_recorded_on_a_cpu(digits_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recorder, "step", lambda *arguments: pytest.fail("a step on a CPU was given to the recorder"))
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    smask.find_masks(net, Batches(digits_data, batch_size=64, seed=0), density=0.2, epochs=1)
+    smask.find_masks(net, Batches(digits_data, batch_size=64, seed=0), density=0.2, epochs=1, record=True)
 
 
 def images(n: int = 1024) -> Dataset:
@@ -138,7 +138,7 @@ def images(n: int = 1024) -> Dataset:
 
 def found(data: Dataset, net: nn.Module, **options: Any) -> bytes:
     batches = Batches(data, batch_size=64, seed=0, device="cuda", flip=True, shift=1)
-    model = smask.find_masks(net, batches, density=0.1, epochs=6, device="cuda", **options)
+    model = smask.find_masks(net, batches, density=0.1, epochs=6, device="cuda", record=True, **options)
     return smask.encode(model.state_dict(), recipe_of(model))
 
 

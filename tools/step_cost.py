@@ -89,7 +89,9 @@ def search_step(
     weights = maskable(model)
     densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=DENSITY)
     layers = initialisation.masked_weights(weights, densities, METHODS[method])
-    search = steps.Search(model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1), precision=precision)
+    search = steps.Search(
+        model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1), precision=precision, record=True
+    )
 
     def step() -> None:
         search.step([(x, y)], Objective(F.cross_entropy))

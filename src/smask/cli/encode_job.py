@@ -143,7 +143,7 @@ class Job:
             self._say(f"goes on from {checkpoints.place}")
         with kept_on_interrupt(checkpoints), bars.search_bar(quiet=arguments.quiet) as bar:
             found = find_masks(
-                self._net, self._batches(), method=arguments.method, density=density, target=self._target,
+                self._net, self._batches(), record=True, method=arguments.method, density=density, target=self._target,
                 density_rule=arguments.density_rule, first_density=arguments.first_density,
                 last_density=arguments.last_density, epochs=self.epochs, lr=arguments.lr, seed=arguments.seed,
                 base="signed" if self.base else arguments.base, origin=self.base, only=self._only,

@@ -87,9 +87,6 @@ class DecoupledSearch(Search):
     def is_spread(self) -> bool:
         return self.ranks.size > 1
 
-    def _new_recorder(self, device: torch.device) -> None:
-        """Blocks that do not wait for each other are not one recording."""
-
     def prepare(self, *, refresh: bool = False) -> None:
         super().prepare(refresh=refresh)
         if refresh:

@@ -91,6 +91,7 @@ def find_masks(
     decouple: str = OFF,
     blocks: int | None = None,
     dni_labels: bool = False,
+    record: bool = False,
 ) -> nn.Module:
     """Searches which weights of a frozen, seed-generated network to keep.
 
@@ -156,6 +157,8 @@ def find_masks(
         blocks: How many, see :func:`smask.search.blocks.cut`; by default one for each process of the group, else for
             each masked module.
         dni_labels: Whether synthetic gradients may depend on the labels.
+        record: Whether steps on a CUDA device are recorded and replayed: faster, with the same bytes, for models and
+            losses that depend on nothing in Python that changes from step to step.
 
     Returns:
         A copy of the model on the CPU with its final weights, carrying its recipe: :func:`smask.save` writes it.
@@ -240,7 +243,11 @@ def find_masks(
         schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
         ends = zip((next(iter(weights)), next(reversed(weights))), (first_density, last_density), strict=True)
         fixed = {name: density for name, density in ends if density is not None}
-        kind = functools.partial(DecoupledSearch, plan=plan) if plan else functools.partial(Search, fixed=fixed)
+        kind = (
+            functools.partial(DecoupledSearch, plan=plan)
+            if plan
+            else functools.partial(Search, fixed=fixed, record=record)
+        )
         search = kind(model, layers, schedule, precision=passes, ranks=ranks, seed=seed)
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
@@ -265,17 +272,8 @@ def find_masks(
 
 
 def _check(
-    method: str,
-    base: str,
-    scale: str,
-    initial: str,
-    epochs: int,
-    lr: float,
-    seed: int,
-    hold: float,
-    settle: float,
-    float_bits: int | None,
-    patience: int | None,
+    method: str, base: str, scale: str, initial: str, epochs: int, lr: float, seed: int, hold: float, settle: float,
+    float_bits: int | None, patience: int | None,
 ) -> None:  # fmt: skip
     for what, got, known in (
         ("method", method, (AUTO, *METHODS)),

@@ -41,18 +41,18 @@ class Search:
         ranks: Ranks | None = None,
         seed: int = 0,
         fixed: Mapping[str, float] | None = None,
+        record: bool = False,
     ) -> None:
         self._allotments = Allotments(layers, fixed or {})
         self.model, self.layers, self.schedule, self.done, self._seed = model, layers, schedule, 0, seed
         self.own: Mapping[str, MaskedWeight] = layers  # those that this process trains
         device = next(iter(layers.values())).scale.device
         self.precision, self.ranks = precision or Precision("fp32", device), ranks or Ranks(None, device)
-        masked = {id(layer.parameter) for layer in layers.values()}
+        masked, self.method = {id(one.parameter) for one in layers.values()}, next(iter(layers.values())).method
         self._others = {name: p for name, p in model.named_parameters() if id(p) not in masked}
-        self.method = next(iter(layers.values())).method
         self.optimizer = optimizer_of(self._others.values(), layers.values(), lr=schedule.lr)
         self.levels: dict[str, Tensor] = {}
-        self._recorder = self._new_recorder(device)
+        self._recorder = self._new_recorder(device) if record else None
 
     @property
     def is_spread(self) -> bool:
@@ -80,7 +80,7 @@ class Search:
         return self._together(lambda layer: layer.density)
 
     def _new_recorder(self, device: torch.device) -> Recorder | None:
-        """Something that records steps, where they do the same every time and no other process has a part in them."""
+        """What records steps, where they do the same every time and no other process has a part in them."""
         same = not (self.method.draws or self.method.averages or self.method.wish or self.precision.looks)
         return Recorder(self.update) if device.type == "cuda" and same and self.ranks.size == 1 else None
 
