@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from smask import halves, kernels
+from smask import compiler, halves, kernels
 from smask.packing import PackedMatrix, dense_rows, pack
 from test_packing import random_coded
 
@@ -66,3 +66,19 @@ def test_numbers_next_to_the_largest_do_not_overflow() -> None:
     inside = want.abs() < 3.3e38
     assert inside.any()
     assert torch.allclose(got[inside], want[inside], rtol=1e-2)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_levels_of_a_cuda_device_are_twice_the_others(compile: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    words = torch.randint(-(2**31), 2**31 - 1, (2, 5, 7), dtype=torch.int32, generator=random)
+    signs, mask = words[0] & words[1], words[1]
+    once, twice = torch.empty(5, 8, 2, 7, dtype=torch.int32), torch.empty(5, 8, 2, 7, dtype=torch.int32)
+    halves._fill(once, signs, mask)
+    (compiler.compiled(halves._fill_twice, twice, signs, mask) if compile else halves._fill_twice)(twice, signs, mask)
+    assert torch.equal(2 * once.view(torch.bfloat16), twice.view(torch.bfloat16))
+    x = torch.randn(3, 7, 2, 16, generator=random).bfloat16()
+    whole, half = torch.empty(3, 16, 7, 2, dtype=x.dtype), torch.empty(3, 16, 7, 2, dtype=x.dtype)
+    halves._order(whole, x)
+    halves._order_half(half, x)
+    assert torch.equal(whole, 2 * half)
