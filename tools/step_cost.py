@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import statistics
 from collections.abc import Callable
@@ -103,6 +104,7 @@ def search_step(
 
 def peak_bytes(make: Callable[[], Callable[[], object]]) -> int:
     """Most memory that a net and its steps hold on the CUDA device, what other nets hold left out."""
+    gc.collect()  # what is in cycles would be given back while the next is measured
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -148,6 +150,7 @@ def main() -> int:
             found = interleaved(works, rounds=arguments.rounds, repeats=steps.N_REFRESH)
             for kind in kinds:
                 seconds[kind] += found[kind]
+            works.clear()
         rows[f"{name}, batch {batch}, {method}"] = {
             "milliseconds": {kind: round(1e3 * statistics.median(values), 3) for kind, values in seconds.items()},
             "search_over_training": ratio(seconds, "search", "training"),
