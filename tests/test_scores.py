@@ -8,8 +8,9 @@ from smask.search.finish import Floats, coded_tensors
 from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS, N_BETWEEN_SCALES, PACE_OF_SCALES, keep_in_reach
 from smask.search.objective import Objective
+from smask.search.sample import N_SAMPLE
 from smask.search.schedule import Schedule
-from smask.search.scores import N_SAMPLE, MaskedWeight
+from smask.search.scores import MaskedWeight
 from smask.search.steps import Search
 from smask.search.weights import Maskable
 

@@ -29,13 +29,15 @@ def masked_weights(
     rows: Mapping[str, Rows] | None = None,
     origins: Mapping[str, Tensor] | None = None,
     initial: str | None = None,
+    stride: float = 1.0,
 ) -> dict[str, MaskedWeight]:
     """Scores for every weight, or for the given rows of each.
 
     Scales begin as He's for what is kept: levels 1 to N, as many of each, have a mean square of (N + 1)(2 N + 1) / 6.
 
     Stream i of the seed is the base of the i-th, unless ``origins`` has a trained tensor for it; scores over those
-    begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`).
+    begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`). Distances between scores over the seed are
+    multiplied by ``stride``, where the method has them in steps of Adam.
     """
     random = torch.Generator().manual_seed(seed % 2**63)
     layers, square = {}, (method.n_coats + 1) * (2 * method.n_coats + 1) / 6
@@ -43,13 +45,15 @@ def masked_weights(
         weight, density = one.weight, densities[name]
         learned, origin = learn_scale and method.learns_scale, (origins or {}).get(name)
         fan_in = one.fan_in * square * (max(START_DENSITY, density) if learned and method.falls else density)
+        own_stride = stride if method.in_steps and origin is None else 1.0
         layer = MaskedWeight(
             weight, method, kind=base, seed=seed, stream=stream,
             per_channel=per_channel and method.learns_scale and (learned or origin is None),
             density=density, fan_in=fan_in, rows=rows[name] if rows else None, origin=origin, bias=one.bias,
+            stride=own_stride,
         )  # fmt: skip
         with torch.no_grad():
-            drawn = method.initial(weight.shape, random)
+            drawn = method.initial(weight.shape, random) * own_stride
             if origin is not None and initial == "magnitude":
                 drawn = ordered_by_magnitude(drawn.abs() if method.by_magnitude else drawn, origin)
             layer.latent.mul_(layer.part(drawn).to(weight.device))

@@ -226,6 +226,7 @@ def find_masks(
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
         torch.manual_seed(seed % 2**63)
+        schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
         layers = masked_weights(
             weights,
             densities,
@@ -237,10 +238,10 @@ def find_masks(
             rows=rows,
             origins=taken.masked if taken else None,
             initial=initial,
+            stride=schedule.stride,
         )
         biases = zero_biases(model, weights, learn=learn_bias, given=taken.others if taken else ())
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle)
         ends = zip((next(iter(weights)), next(reversed(weights))), (first_density, last_density), strict=True)
         fixed = {name: density for name, density in ends if density is not None}
         kind = (

@@ -48,7 +48,7 @@ def keep_in_reach(layers: Mapping[str, MaskedWeight], densities: Mapping[str, fl
     balance_thresholds(layers, densities)
     for layer in layers.values():
         scores = torch.mul(layer.latent, layer.sign, out=layer.weight)
-        torch.mul(scores.clamp_(min=layer.threshold[0] - REACH), layer.sign, out=layer.latent.data)
+        torch.mul(scores.clamp_(min=layer.threshold[0] - REACH * layer.stride), layer.sign, out=layer.latent.data)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Method:
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
         pace_of_scales: Length of a step of scales over one of scores.
+        in_steps: Whether distances between scores follow the learning rate: they are so many steps of Adam.
         n_between_scales: Steps of scores from one of scales to the next.
         draws: Whether masks are drawn anew in every step.
         averages: Whether a running mean of the gradients of weights is kept.
@@ -89,6 +90,7 @@ class Method:
     learns_scale: bool = True
     pace_of_scales: float = 1.0
     n_between_scales: int = 1
+    in_steps: bool = False
     draws: bool = False
     averages: bool = False
     settle: Callable[[MaskedWeight], None] = nothing
@@ -210,7 +212,9 @@ def shift_probabilities(layers: Mapping[str, MaskedWeight], densities: Mapping[s
         layer.threshold = (float(torch.tensor((low + high) / 2)),)
 
 
-OWN: dict[str, Any] = {"pace_of_scales": PACE_OF_SCALES, "n_between_scales": N_BETWEEN_SCALES, "balance": keep_in_reach}
+OWN: dict[str, Any] = {
+    "pace_of_scales": PACE_OF_SCALES, "n_between_scales": N_BETWEEN_SCALES, "balance": keep_in_reach, "in_steps": True,
+}  # fmt: skip
 ZHOU = 'Zhou et al., "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask", NeurIPS 2019, section 5'
 METHODS: Mapping[str, Method] = {
     method.name: method

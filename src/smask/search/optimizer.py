@@ -13,14 +13,18 @@ from .scores import MaskedWeight
 def optimizer_of(others: Iterable[nn.Parameter], layers: Iterable[MaskedWeight], *, lr: float) -> torch.optim.Optimizer:
     """Fused Adam over what requires a gradient; the entry ``pace`` of a group is a factor of its rate.
 
+    A step of a score counts beside the distances between scores, which may follow the rate. One of a scale is what it is:
+    then a higher rate does not make it longer, unless it were shorter than those of scores.
+
     On a CUDA device rates lie there, so that a recorded step sees them change.
     """
     layers = [*layers]
     device = layers[0].scale.device
     there = device.type == "cuda"
+    pace = max(1.0, layers[0].method.pace_of_scales / max(1.0, layers[0].stride))
     groups = (
         ([*others, *(layer.latent for layer in layers)], 1.0),
-        ([layer.scale for layer in layers], layers[0].method.pace_of_scales),
+        ([layer.scale for layer in layers], pace),
     )
     return torch.optim.Adam(
         [

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Learning rate in whose steps of Adam distances between scores are said.
+DEFAULT_RATE = 1e-3
+# In a search of fewer steps a higher rate is to bring scores past each other, so that they do not lie farther apart.
+N_LONG = 400
+
 
 @dataclass
 class Schedule:
@@ -32,6 +37,12 @@ class Schedule:
     def of(cls, n_steps: int, *, lr: float, hold: float, settle: float) -> Schedule:
         """The usual one: ``hold`` and ``settle`` are parts of all steps."""
         return cls(n_steps, max(1, round(n_steps * (1 - settle))), max(1, round(n_steps * (1 - settle - hold))), lr)
+
+    @property
+    def stride(self) -> float:
+        """Distances between scores over those at the default rate: as many steps of Adam, but where those are few."""
+        higher = self.lr / DEFAULT_RATE
+        return higher if higher <= 1 else max(1.0, higher * min(1.0, self.n_search / N_LONG))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0."""

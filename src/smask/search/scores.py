@@ -24,12 +24,11 @@ from .. import bases
 from ..fills import flushed
 from .ranks import mixed
 from .rows import Rows
+from .sample import Sample
 
 if TYPE_CHECKING:
     from .methods import Method
 
-# Thresholds come from so many scores, with an error of 0.4 % of the weights at density 0.5, of 0.1 % at density 0.03.
-N_SAMPLE = 1 << 14
 # Where masks have probabilities: so far above its threshold, fifty default steps of Adam, a score is kept with 73 %.
 TEMPERATURE = 0.05
 # Too small to change any other scale, and the smallest that no processor flushes to zero.
@@ -62,6 +61,7 @@ class MaskedWeight:
         mean_gradient: Running mean of the gradients of the weights, float32 [c, ...], where the method wants it.
         bias: What channels say that keep no weight, [C] on all ranks: nothing from where masks are fixed, as most of it
             is never heard and all of it has to be stored. None where it stays.
+        stride: Distances between scores over the usual ones, see :attr:`smask.search.schedule.Schedule.stride`.
         random: Draws masks where the method does; :meth:`seed_draws` says from where on.
     """
 
@@ -79,6 +79,7 @@ class MaskedWeight:
         rows: Rows | None = None,
         origin: Tensor | None = None,
         bias: Tensor | None = None,
+        stride: float = 1.0,
     ) -> None:
         n_row, device = weight[0].numel() if weight.shape[0] else 0, weight.device
         self._rows = rows = rows or Rows(0, weight.shape[0], None)
@@ -95,7 +96,7 @@ class MaskedWeight:
             values, usable = whole[rows.first : rows.last], whole.flatten().nonzero().flatten()
             self.n_usable = len(usable)
         self.method, self.stream, self._seed = method, stream, seed
-        self.density = self.now = density
+        self.density, self.now, self.stride = density, density, stride
         self.base = values.reshape(self.weight.shape)
         self.sign = self.base if self.kind == "signed" else self.base.sign()
         self.bias = bias if origin is None else None
@@ -113,10 +114,8 @@ class MaskedWeight:
             first = self.deviation / math.sqrt(float(rows.sum(self.base.square().sum())) / max(1, self.n_weights))
         self._within = [*range(1, weight.dim())]
         self.scale, self.per_channel = nn.Parameter(torch.full(shape, first, device=device)), per_channel
-        self._sampled = _sample(self.n_usable or self.n_weights, device)
-        self._sampled = usable[self._sampled] if usable is not None and self.n_usable else self._sampled
-        self._here = (self._sampled >= rows.first * n_row) & (self._sampled < rows.last * n_row)
-        self._sampled_here = self._sampled[self._here] - rows.first * n_row
+        candidates = self.n_weights if usable is None or not self.n_usable else usable
+        self._sampled = Sample(candidates, n_row, rows, device)
         self.random = torch.Generator(device)
         self.mean_gradient = torch.zeros_like(self.base) if method.averages else None
 
@@ -197,11 +196,8 @@ class MaskedWeight:
 
     def sample(self) -> Tensor:
         """Ranks of the sampled weights, float32 [n]."""
-        latent, sign = self.latent.detach().flatten()[self._sampled_here], self.sign.flatten()[self._sampled_here]
-        ranks = latent.abs() if self.method.by_magnitude else latent * sign
-        if not self.is_shared:
-            return ranks
-        return self._rows.sum(torch.zeros(len(self._sampled), device=ranks.device).masked_scatter_(self._here, ranks))
+        latent, sign = self._sampled.of(self.latent.detach()), self._sampled.of(self.sign)
+        return self._sampled.together(latent.abs() if self.method.by_magnitude else latent * sign)
 
     @torch.no_grad()
     def refresh(self, density: float) -> None:
@@ -291,11 +287,3 @@ class MaskedWeight:
             self.mean_gradient.copy_(self.part(tensors["mean_gradient"]))
         if levels is not None:
             self.keep(levels)
-
-
-def _sample(n_weights: int, device: torch.device) -> Tensor:
-    """Fixed random indices. An even stride is a trap: where it divides the length of a row it sees but few columns."""
-    if n_weights <= N_SAMPLE:
-        return torch.arange(n_weights, device=device)
-    random = torch.Generator().manual_seed(n_weights)
-    return torch.randint(n_weights, (N_SAMPLE,), generator=random).sort().values.to(device)
