@@ -94,7 +94,7 @@ def test_on_the_command_line(
     assert (data.input_shape, data.classes, data.augmented) == ((1, 40, 21), ("hum", "whistle"), False)
     assert data.facts == {"data.sample_rate": "8000", "data.seconds": "0.2"}
     search = ["encode", "--data", "set", "--seconds", "0.2", "--arch", "mlp:840-16-2", "--density", "0.1", "--epochs", "15"]  # fmt: skip
-    assert main([*search, "--batch-size", "18", "--lr", "0.01", "-q", "--json"]) == 0
+    assert main([*search, "--batch-size", "18", "--lr", "0.003", "-q", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["accuracy"] >= 0.8
     assert main(["eval", "set.smask", "--data", "set", "--json"]) == 0

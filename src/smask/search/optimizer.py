@@ -13,8 +13,8 @@ from .scores import MaskedWeight
 def optimizer_of(others: Iterable[nn.Parameter], layers: Iterable[MaskedWeight], *, lr: float) -> torch.optim.Optimizer:
     """Fused Adam over what requires a gradient; the entry ``pace`` of a group is a factor of its rate.
 
-    A step of a score counts beside the distances between scores, which may follow the rate. One of a scale is what it is:
-    then a higher rate does not make it longer, unless it were shorter than those of scores.
+    A step of a score counts beside the distances between scores, which may follow the rate. One of a scale is what it
+    is: then a higher rate does not make it longer, unless it were shorter than those of scores.
 
     On a CUDA device rates lie there, so that a recorded step sees them change.
     """
