@@ -16,9 +16,11 @@ from smask.search.methods import METHODS
 
 def test_names() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
-    names = {best(n, trained=trained) for n in (N_SHALLOW, N_SHALLOW + 1) for trained in (False, True)}
-    assert names == {"coats", "single"}
-    assert best(N_SHALLOW, trained=False) == "coats"
+    plain, normed = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    assert best(plain, N_SHALLOW, trained=False) == "coats"
+    assert best(plain, N_SHALLOW + 1, trained=False) == "single"
+    assert best(normed, N_SHALLOW + 1, trained=False) == "coats"
+    assert best(normed, N_SHALLOW, trained=True) == "single"
     assert AUTO not in METHODS
 
 

@@ -6,8 +6,9 @@ import torch
 from smask.coded import parameter_problem
 from smask.search.finish import Floats, coded_tensors
 from smask.search.initialisation import masked_weights
-from smask.search.methods import METHODS, N_BETWEEN_SCALES, PACE_OF_SCALES, keep_in_reach
+from smask.search.methods import INITIAL_WIDTH, METHODS, N_BETWEEN_SCALES, PACE_OF_SCALES, REACH, keep_in_reach
 from smask.search.objective import Objective
+from smask.search.optimizer import optimizer_of
 from smask.search.sample import N_SAMPLE
 from smask.search.schedule import Schedule
 from smask.search.scores import MaskedWeight
@@ -303,3 +304,26 @@ def test_bernoulli_draws_masks_of_the_wanted_mean() -> None:
     write(masked)
     assert float((first != 0).float().mean()) == pytest.approx(0.1, abs=0.01)
     assert not torch.equal(first != 0, masked.weight != 0)
+
+
+@pytest.mark.parametrize(
+    ("lr", "n_steps", "stride"), [(1e-3, 10, 1.0), (3e-4, 10, 0.3), (1e-2, 1000, 10.0), (1e-2, 100, 2.3), (1e-2, 10, 1.0)]
+)  # fmt: skip
+def test_distances_between_scores_follow_the_rate(lr: float, n_steps: int, stride: float) -> None:
+    """As so many steps of Adam, unless a search has few of them; steps of scales do not grow."""
+    schedule = Schedule.of(n_steps, lr=lr, hold=0.5, settle=0.08)
+    assert schedule.stride == pytest.approx(stride)
+    for name, origin in (("single", None), ("edge-popup", None), ("single", torch.ones(20, 30))):
+        method, weight = METHODS[name], torch.nn.Parameter(torch.empty(20, 30))
+        origins = {} if origin is None else {"w": origin}
+        (layer,) = masked_weights(
+            {"w": Maskable(weight, 30)}, {"w": 0.5}, method, origins=origins, stride=schedule.stride
+        ).values()  # fmt: skip
+        own = stride if name == "single" and origin is None else 1.0
+        width = INITIAL_WIDTH if name == "single" else 1 / math.sqrt(30)
+        assert 0.9 * width * own < float(layer.latent.detach().abs().max()) <= width * own
+        method.balance({"w": layer}, {"w": 0.5})
+        if name == "single":
+            assert float(layer.scores().min()) >= layer.threshold[0] - REACH * own - 1e-6
+        pace = optimizer_of([], [layer], lr=lr).param_groups[1]["pace"]
+        assert pace == pytest.approx(max(1.0, method.pace_of_scales / max(1.0, own)))

@@ -178,7 +178,7 @@ def find_masks(
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     if method == AUTO:
-        method = best(len(maskable(model, only)), trained=origin is not None)
+        method = best(model, len(maskable(model, only)), trained=origin is not None)
     method_of = METHODS[method]
     passes = Precision(precision, here)
     # Overflow is seen by the rank that has the row, and all would have to leave out the step.
