@@ -9,18 +9,26 @@ from torch import nn
 import smask
 from smask import TargetSize, architectures, named_nets
 from smask.recipe import recipe_of
-from smask.search.choice import AUTO, N_SHALLOW, best
+from smask.search.choice import AUTO, FEW_BITS, FEW_KEPT, N_SHALLOW, best
 from smask.search.data import Batches, Dataset
 from smask.search.methods import METHODS
+from smask.search.weights import maskable
 
 
 def test_names() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
-    plain, normed = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
-    assert best(plain, N_SHALLOW, trained=False) == "coats"
-    assert best(plain, N_SHALLOW + 1, trained=False) == "single"
-    assert best(normed, N_SHALLOW + 1, trained=False) == "coats"
-    assert best(normed, N_SHALLOW, trained=True) == "single"
+    plain = nn.Sequential(*(nn.Linear(20, 20) for _ in range(N_SHALLOW)))
+    deep = nn.Sequential(plain, nn.Linear(20, 20))
+    normed = nn.Sequential(deep, nn.LayerNorm(20))
+
+    def chosen(net: nn.Module, density: float = 0.5, n_bytes: int | None = None, trained: bool = False) -> str:
+        return best(net, maskable(net), trained=trained, density=density, n_bytes=n_bytes)
+
+    assert (chosen(plain), chosen(deep), chosen(deep, 0.01), chosen(normed)) == ("coats", "single", "single", "single")
+    assert (chosen(normed, FEW_KEPT), chosen(normed, FEW_KEPT + 0.01)) == ("coats", "single")
+    n_bytes = round(FEW_BITS * 400 * (N_SHALLOW + 1) / 8)
+    assert (chosen(normed, 0.01, n_bytes), chosen(normed, 0.01, n_bytes + 1)) == ("coats", "single")
+    assert (chosen(plain, trained=True), chosen(normed, 0.01, trained=True)) == ("single", "single")
     assert AUTO not in METHODS
 
 
