@@ -155,7 +155,7 @@ class Search:
         """Gradients of all that is trained, arguments and result as of :meth:`step`."""
         alone = len(batch) == 1 and self.ranks.size == 1
         shares = [(*batch[0], 1, 1)] if alone else [self.ranks.share(part) for part in batch]
-        n_inputs, total = sum(n for *_, n in shares), torch.zeros(())
+        n_inputs, losses = sum(n for *_, n in shares), list[Tensor]()
         with self.ranks.own_random(self._seed, self.done):
             for x, y, n_own, _ in shares:
                 with self.precision.passes():
@@ -163,9 +163,10 @@ class Search:
                     value = objective(outputs, x, y)
                 value = value if alone else value * (n_own / n_inputs)
                 self.precision.backward(value)
-                total = value.detach() if alone else total.to(value.device) + value.detach()
+                losses.append(value.detach())
                 if seen is not None and n_own:
                     seen(outputs, y)
+        total = sum(losses[1:], losses[0])
         self._take_gradients(total)
         return total
 
@@ -232,11 +233,10 @@ class Search:
 
     def levels_of(self, counts: Mapping[str, int], orders: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Levels, uint8 [n_weights], that keep so many weights of each layer; ``orders`` saves sorting them again."""
-        levels = {}
+        levels, n_coats = dict[str, Tensor](), self.method.n_coats
         for name, layer in self.layers.items():
             order = orders[name] if orders else layer.order()
             levels[name] = torch.zeros(layer.n_weights, dtype=torch.uint8)
-            n_coats = self.method.n_coats
             for coat in range(1, n_coats + 1):
                 levels[name][order[: -(-counts[name] * coat // n_coats)]] += 1
         return levels
