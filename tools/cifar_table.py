@@ -25,10 +25,10 @@ OUT = Path(__file__).parents[1] / "docs/cifar.json"
 ALWAYS = "--precision bf16 --flip --shift 4 --device cuda"
 # Options of a search, and what is published at about those bytes (edge-popup and its successors, see the README).
 SEARCHES = {
-    "conv6, 10 % kept": ("--arch conv6 --density 0.157 --epochs 55", "82 % at ~133 kB"),
-    "conv6": ("--arch conv6 --target-size 50kB --epochs 70", "79.2 % at ~52 kB"),
-    "conv8, 10 % kept": ("--arch conv8 --density 0.1445 --epochs 42", "85 % at ~310 kB"),
-    "conv8": ("--arch conv8 --target-size 68kB --epochs 45", "80.9 % at ~68 kB"),
+    "conv6, large": ("--arch conv6 --density 0.157 --epochs 55", "82 % at ~133 kB"),
+    "conv6, small": ("--arch conv6 --target-size 50kB --epochs 70", "79.2 % at ~52 kB"),
+    "conv8, large": ("--arch conv8 --density 0.1445 --epochs 42", "85 % at ~310 kB"),
+    "conv8, small": ("--arch conv8 --target-size 68kB --epochs 45", "80.9 % at ~68 kB"),
     "resnet18": ("--arch resnet18 --target-size 900kB --epochs 100", "94.66 % at ~1.0 MB"),
 }
 KEPT = ("accuracy", "loss", "n_test", "n_bytes", "n_plane_bytes", "n_float_bytes", "n_overhead_bytes", "n_weights",
