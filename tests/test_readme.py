@@ -58,6 +58,7 @@ def test_figures_are_the_measured_ones() -> None:
     finally:
         sys.path.pop(0)
     for mark, path in packed_table.FILES.items():
+        assert f"<!-- {mark} -->" in README
         if path.exists():
             assert "\n".join(packed_table.rows(mark, json.loads(path.read_text()))) in README
     assert "\n".join(cifar_table.rows(json.loads((ROOT / "docs/cifar.json").read_text()))) in README

@@ -89,16 +89,8 @@ def _show(measured: Table) -> None:
     table = Screen(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("")
     launched = measured.rows[0].launched_milliseconds is not None
-    for heading in (
-        "ms",
-        "best",
-        *["launched"] * launched,
-        *(f"x {name}" for name in short),
-        "error",
-        "MB held",
-        "MB peak",
-        "compiled in",
-    ):
+    headings = ["ms", "best", *["launched"] * launched, *(f"x {name}" for name in short)]
+    for heading in (*headings, "error", "MB held", "MB peak", "compiled in"):
         table.add_column(heading, justify="right")
     for row in measured.rows:
         table.add_row(
