@@ -60,3 +60,19 @@ def test_whatever_breaks_leaves_the_plain_function(monkeypatch: pytest.MonkeyPat
 
 def test_available_here() -> None:
     assert compiler.available() == compiler.available("cpu")
+
+
+def test_whole_vectors_are_asked_for_where_the_processor_may_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    assert compiler._options(False)["freezing"] is False
+    if not hasattr(config.cpp, "march"):
+        pytest.skip("this torch cannot be told")
+    monkeypatch.setattr(config.cpp, "march", None)
+    monkeypatch.setattr(compiler.sys, "platform", "linux")
+    for machine, wide in (("x86_64", True), ("aarch64", False)):
+        monkeypatch.setattr(compiler.platform, "machine", lambda machine=machine: machine)
+        assert ("cpp.march" in compiler._options(False)) is wide
+    monkeypatch.setattr(compiler.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(config.cpp, "march", "x86-64-v3")  # somebody's choice
+    assert "cpp.march" not in compiler._options(True)

@@ -146,6 +146,21 @@ def test_batches_are_seeded_and_cover_the_data(digits_data: data.Dataset) -> Non
     assert sorted(epoch(whole).tolist()) == sorted(digits_data.y_train.tolist())
 
 
+@pytest.mark.parametrize("changes", [{}, {"shift": 2, "flip": True}])
+def test_channels_last_is_the_same_in_another_order_of_memory(changes: dict) -> None:
+    x = torch.arange(40 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(40, 3, 8, 6)
+    dataset = data.Dataset("test", x, torch.arange(40), x[:2], torch.arange(2))
+    plain, other = (
+        data.Batches(dataset, batch_size=16, seed=1, channels_last=last, **changes) for last in (False, True)
+    )
+    for (one, y), (same, labels) in zip(plain, other, strict=True):
+        assert torch.equal(one, same)
+        assert torch.equal(y, labels)
+        assert one.is_contiguous()
+        assert same.is_contiguous(memory_format=torch.channels_last)
+        assert not same.is_contiguous()
+
+
 def test_shifted_images() -> None:
     x = torch.arange(2 * 3 * 7 * 9).float().view(2, 3, 7, 9)
     moved = data.shifted(x, 2, torch.Generator().manual_seed(4))

@@ -25,6 +25,18 @@ def test_rows_that_share_a_loop(n_rows: int, planes: int, compile: bool) -> None
     assert (y.double() - want).abs().max() <= 1e-6 * 4**planes * 96
 
 
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("n_rows", [1, 2, 5])
+def test_loops_of_processors_with_amx_and_without(monkeypatch: pytest.MonkeyPatch, n_rows: int, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(compiler, "_MADE", {})  # what was compiled for the other kind is not found again
+    coded = random_coded((48, 160))
+    x = torch.randn(n_rows, 160, generator=torch.Generator().manual_seed(0))
+    got = fused.fused(x, packing.pack(coded, 11), None)
+    want = x.double() @ reconstruct(coded, 11).double().t()
+    assert (got.double() - want).abs().max() <= 1e-6 * want.abs().max() * 160
+
+
 def test_slabs_hold_half_of_every_column() -> None:
     x = torch.arange(64.0).view(1, 64)
     columns = torch.empty(1, 8, 4, 2)

@@ -9,6 +9,7 @@ import torch
 
 from smask import compiler, halves, kernels
 from smask.packing import PackedMatrix, dense_rows, pack
+from smask.tiles import rows_of_tiles
 from test_packing import random_coded
 
 
@@ -46,15 +47,54 @@ def test_matrices_that_do_not_fit() -> None:
     assert not halves.fits(matrix((4, 40), planes=2), torch.bfloat16)
 
 
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("regenerate", [False, True])
-def test_rows_that_take_turns(monkeypatch: pytest.MonkeyPatch, regenerate: bool) -> None:
+def test_rows_that_take_turns(monkeypatch: pytest.MonkeyPatch, regenerate: bool, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     packed = matrix((70, 100), regenerate=regenerate)
     x = torch.randn(10, 100, generator=torch.Generator().manual_seed(1)).bfloat16()
     whole = kernels.matmul(x, packed, torch.ones(70), kernel="tiled")
     want = x.double() @ dense_rows(packed).double().t() + 1
     assert float((whole.double() - want).norm() / want.norm()) < 4e-3
-    monkeypatch.setattr(kernels, "N_TURN_BYTES", 3 * 200)
+    monkeypatch.setattr(kernels, "N_TURN_BYTES_AMX" if amx else "N_TURN_BYTES", 3 * 200)
     assert torch.allclose(kernels.matmul(x, packed, torch.ones(70), kernel="tiled").float(), whole.float(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", [(2500, 100), (33, 64), (1, 1)])
+def test_products_of_amx_are_those_of_others(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], biased: bool, compile: bool
+) -> None:
+    """Levels times columns, over several tiles, instead of rows times levels; both round a sum to bfloat16."""
+    monkeypatch.setattr(kernels, "N_TILE_BYTES_AMX", 1 << 18)
+    monkeypatch.setattr(kernels, "N_SUMS_AMX", 9 * 2499)
+    monkeypatch.setattr(kernels, "N_COMPILE_WEIGHTS", 0)
+    packed, random = matrix(shape), torch.Generator().manual_seed(2)
+    x = torch.randn(9, shape[1], generator=random).bfloat16()
+    bias = torch.randn(shape[0], generator=random) if biased else None
+    found = {}
+    for amx in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        found[amx] = kernels.matmul(x, packed, bias, kernel="tiled" if compile else "eager")
+    want = x.double() @ dense_rows(packed).double().t() + (bias.double() if bias is not None else 0)
+    for y in found.values():
+        assert y.dtype == torch.bfloat16
+        assert float((y.double() - want).norm() / want.norm()) < 4e-3
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 15, 16, 17, 100, 4096])
+@pytest.mark.parametrize("n_tile_bytes", [100, 1 << 10, 1700, 1 << 20])
+def test_tiles_are_about_equal_and_cover_all_rows(n_rows: int, n_tile_bytes: int) -> None:
+    packed = PackedMatrix(torch.zeros(2, n_rows, 4, dtype=torch.uint8), 32, torch.ones(1))
+    rows = [*rows_of_tiles(packed, 64, n_tile_bytes)]
+    assert [row for one in rows for row in range(one.start, one.stop)] == [*range(n_rows)]
+    sizes = [one.stop - one.start for one in rows]
+    most = max(1, n_tile_bytes // 64)
+    assert all(size <= most for size in sizes)
+    assert all(size % 16 == 0 for size in sizes[:-1]) or most < 16
+    if n_rows > 16 * most:
+        assert len(rows) <= n_rows // (most // 16 * 16 or most) + 1
 
 
 def test_numbers_next_to_the_largest_do_not_overflow() -> None:

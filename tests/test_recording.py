@@ -180,3 +180,20 @@ def test_a_loss_that_looks_at_values_is_launched_step_by_step(monkeypatch: pytes
         plain = found(images(), net)
     assert found(images(), net, loss=loss) == plain
     assert found(images(), net) == plain
+
+
+class Viewing(nn.Module):
+    """Wants images, and what a convolution makes of them, to lie in memory channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.linear = nn.Conv2d(3, 8, 3, stride=4), nn.Linear(8 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.view(len(x), -1)[:, :1]
+        return self.linear(self.convolution(x).view(len(x), -1)) + 0 * pixels
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[on_cuda, pytest.mark.gpu])])
+def test_images_of_a_caller_stay_as_they_lie(device: str) -> None:
+    smask.find_masks(Viewing(), Batches(images(256), batch_size=64, seed=0), density=0.2, epochs=1, device=device)

@@ -1,6 +1,7 @@
-"""Runs `smask bench` for the README and keeps what it prints in docs/bench.json, or docs/bench-cuda.json.
+"""Runs `smask bench` for the README and keeps what it prints in docs/bench.json, bench-amx.json or bench-cuda.json.
 
-    python tools/packed_table.py            # some five minutes on two cores; nothing else should run meanwhile
+    python tools/packed_table.py            # some five minutes on two cores; nothing else should run meanwhile; a
+                                            # processor with AMX has a table of its own
     python tools/packed_table.py --cuda     # a minute on a CUDA device
     python tools/packed_table.py --tables   # only the tables of the README
 
@@ -16,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from readme import write_table
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -30,11 +33,15 @@ RUNS = {
         "smask bench --device cuda --shape 4096x4096 --batch 1,64,1024 --kernels tiled --rounds 15 --json",
     ),
 }
-FILES = {"packed": DOCS / "bench.json", "packed-cuda": DOCS / "bench-cuda.json"}
+RUNS["packed-amx"] = RUNS["packed"]
+FILES = {
+    "packed": DOCS / "bench.json", "packed-amx": DOCS / "bench-amx.json", "packed-cuda": DOCS / "bench-cuda.json",
+}  # fmt: skip
 RIVALS = ("dense float32", "dense bfloat16", "int4pack", "materialised")
 HEAD = "| weights | rows | kernel | ms | × fp32 | × bf16 | × int4 | × regenerated |"
 HEADS = {
     "packed": HEAD + " `int8` × fp32 | error | peak MB |",
+    "packed-amx": HEAD + " `int8` × fp32 | error | peak MB |",
     "packed-cuda": HEAD + " launched singly, ms | × bf16 | error | peak MB |",
 }
 
@@ -49,7 +56,7 @@ def rows(name: str, report: list[dict[str, Any]]) -> list[str]:
             cells = [shape, table["batch"], table["chosen"]]
             cells.append(f"{auto['milliseconds']:.{4 if name == 'packed-cuda' else 2}f}")
             cells += [f"{auto['times_faster'][rival]:.2f}" if rival in of else "" for rival in RIVALS]
-            if name == "packed":
+            if name != "packed-cuda":
                 cells.append(f"{of['int8']['times_faster']['dense float32']:.2f}")
             else:
                 single = auto["launched_milliseconds"]
@@ -66,7 +73,8 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
     arguments = parser.parse_args()
     if not arguments.tables:
-        name, report = "packed-cuda" if arguments.cuda else "packed", []
+        of_cpu = "packed-amx" if torch.cpu._is_amx_tile_supported() else "packed"
+        name, report = "packed-cuda" if arguments.cuda else of_cpu, []
         for command in RUNS[name]:
             done = subprocess.run(
                 [sys.executable, "-m", *command.split()], check=True, stdout=subprocess.PIPE, text=True

@@ -27,7 +27,7 @@ def finish(
     Args:
         y: [B, R], is written.
         unit: float32 [B], of the fixed-point rows.
-        sums: int32 [R, B] a digit, the least significant first.
+        sums: int32 [R, B] a digit, the least significant first; or a single one in any floating dtype.
         packed: Weights.
         bias: Of all rows of the weights, or None.
         rows: The R rows of the weights that the sums belong to.

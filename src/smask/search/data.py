@@ -134,14 +134,16 @@ class Batches:
         shift: Images are moved by up to this many pixels in both directions, each by itself.
         device: Where batches are wanted.
         flip: Whether every other image, by chance, is mirrored left to right.
+        channels_last: Whether images lie in memory pixel by pixel, as convolutions want them. A model that calls
+            ``view`` on images, or on what convolutions make of such images, cannot have it; ``flatten`` can.
     """
 
     def __init__(
         self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu",
-        flip: bool = False,
+        flip: bool = False, channels_last: bool = False,
     ) -> None:  # fmt: skip
         self.dataset, self.shift, self.seed, self.device = dataset, shift, seed, torch.device(device)
-        self.flip = flip
+        self.flip, self.channels_last = flip, channels_last
         self.batch_size = min(batch_size, len(dataset.x_train))
         self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.x = dataset.x_train.to(device)
@@ -168,6 +170,8 @@ class Batches:
                 x = shifted(x, self.shift, self.generator)
             if self.flip and x.dim() == 4:
                 x = mirrored(x, self.generator)
+            if self.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
             yield self.dataset.inputs(x), self.y[chosen]
 
 

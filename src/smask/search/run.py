@@ -152,11 +152,9 @@ class Run:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Tensors on the device, also those in tuples, lists and mappings; on a CUDA device with the channels of images
-    last, as its convolutions want them."""
+    """Tensors on the device, also those in tuples, lists and mappings."""
     if isinstance(value, Tensor):
-        there = value.to(device)
-        return there.contiguous(memory_format=torch.channels_last) if there.is_cuda and there.dim() == 4 else there
+        return value.to(device)
     if isinstance(value, Mapping):
         return {name: moved(part, device) for name, part in value.items()}
     if isinstance(value, tuple | list):

@@ -51,7 +51,8 @@ class Classification:
     def batches(self, batch_size: int, *, seed: int, device: Device) -> Batches:
         """Training batches."""
         return Batches(
-            self.data, batch_size=batch_size, seed=seed, shift=self.shift, flip=self.flip, device=device
+            self.data, batch_size=batch_size, seed=seed, shift=self.shift, flip=self.flip, device=device,
+            channels_last=True,
         )  # fmt: skip
 
     def loss(self, label_smoothing: float) -> Callable[[Any, Any], Tensor]:
