@@ -1,4 +1,4 @@
-"""The README says what is: its commands run, its Python runs, its figures are those of the committed measurements."""
+"""README and pages say what is: commands exist, Python runs, links lead somewhere, figures are the measured ones."""
 
 import json
 import re
@@ -10,15 +10,17 @@ from pathlib import Path
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, *texts: str) -> list[str]:
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
 def test_python_runs(tmp_path: Path) -> None:
-    code = "\n".join(blocks("python"))
+    code = "\n".join(blocks("python", README, *PAGES.values()))  # pages go on from what the README made
     assert "find_masks" in code
+    assert "materialize" in code
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "digits.smask").exists()
@@ -28,10 +30,30 @@ def test_commands_exist() -> None:
     from smask.cli.main import parser
 
     commands = next(action.choices for action in parser()._actions if action.choices)
-    used = re.findall(r"^smask (\w+)((?: +[^#\n]*)?)", "\n".join(blocks("bash")).replace("\\\n", ""), re.MULTILINE)
-    assert {name for name, _ in used} == set(commands)
-    for name, rest in used:
+    pattern = re.compile(r"^(?:[\w ]*=\S+ +)*(?:torchrun [^#\n]*-m )?smask (\w+)((?: +[^#\n]*)?)", re.MULTILINE)
+
+    def used(*texts: str) -> list[tuple[str, str]]:
+        return pattern.findall("\n".join(blocks("bash", *texts)).replace("\\\n", ""))
+
+    assert {name for name, _ in used(README)} == set(commands)
+    for name, rest in used(README, *PAGES.values()):
         commands[name].parse_args(rest.split())
+
+
+def test_links_lead_somewhere() -> None:
+    n_seen = 0
+    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+            place, _, anchor = link.partition("#")
+            if place.startswith(("http://", "https://")):
+                continue
+            target = path.parent / place if place else path
+            assert target.exists(), f"{path.name}: {link}"
+            n_seen += 1
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
+    assert n_seen > 40
 
 
 def test_constraints_pin_every_requirement() -> None:
@@ -58,20 +80,19 @@ def test_figures_are_the_measured_ones() -> None:
     finally:
         sys.path.pop(0)
     for mark, path in packed_table.FILES.items():
-        assert f"<!-- {mark} -->" in README
+        assert f"<!-- {mark} -->" in PAGES["packed"]
         if path.exists():
-            assert "\n".join(packed_table.rows(mark, json.loads(path.read_text()))) in README
+            assert "\n".join(packed_table.rows(mark, json.loads(path.read_text()))) in PAGES["packed"]
     assert "\n".join(cifar_table.rows(json.loads((ROOT / "docs/cifar.json").read_text()))) in README
-    assert "\n".join(language_table.table(json.loads((ROOT / "docs/language.json").read_text()))) in README
-    assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in README
+    assert "\n".join(language_table.table(json.loads((ROOT / "docs/language.json").read_text()))) in PAGES["searches"]
+    assert "\n".join(methods_table.rows(json.loads((ROOT / "docs/methods.json").read_text()))) in PAGES["searches"]
     measured_tasks = json.loads((ROOT / "docs/tasks.json").read_text())
-    page = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
-    assert "\n".join(tasks_table.summary(measured_tasks["permuted"])) in README
+    page = PAGES["tasks"]
+    assert "\n".join(tasks_table.summary(measured_tasks["permuted"])) in PAGES["searches"]
     for section, measured_section in measured_tasks.items():
         assert "\n".join(tasks_table.SECTIONS[section][1](measured_section)) in page
     tickets = json.loads((ROOT / "docs/tickets.json").read_text())
-    assert tickets_table.page(tickets) == (ROOT / "docs/tickets.md").read_text(encoding="utf-8")
-    page = sparse_table.page(json.loads((ROOT / "docs/sparse.json").read_text()))
-    assert (ROOT / "docs/sparse.md").read_text(encoding="utf-8") == page
-    for rows in (measurements.search_rows(measured), measurements.figure_rows(measured)):
-        assert "\n".join(rows) in README
+    assert tickets_table.page(tickets) == PAGES["tickets"]
+    assert sparse_table.page(json.loads((ROOT / "docs/sparse.json").read_text())) == PAGES["sparse"]
+    assert "\n".join(measurements.search_rows(measured)) in README
+    assert "\n".join(measurements.figure_rows(measured)) in PAGES["speed"]

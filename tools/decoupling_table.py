@@ -24,14 +24,13 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 import smask
-from readme import write_table
+from pages import DOCS, write_table
 from searches import encode
 from smask import architectures, named_nets
 from smask.measurement import facts
@@ -40,7 +39,6 @@ from smask.search.accuracy import LabelScore, score
 from smask.search.data import Batches, Dataset, load_dataset
 from smask.search.tasks import Classification
 
-DOCS = Path(__file__).parents[1] / "docs"
 OUT, PAGE = DOCS / "decoupling.json", DOCS / "decoupling.md"
 SUMS = ["--data", "addition:12", "--density", "0.5", "--lr", "3e-3"]
 TASKS: dict[str, list[str]] = {

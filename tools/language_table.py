@@ -2,7 +2,7 @@
 
     python tools/language_table.py --data ../shared/data/tinyshakespeare/input.txt   # about half an hour on one core
     python tools/language_table.py --data FILE --only trained                        # the other rows stay
-    python tools/language_table.py --tables                                          # only the table of the README
+    python tools/language_table.py --tables                                          # only the table of the page
     python tools/language_table.py --data book.txt --arch gpt:2x64x2x64 --epochs 1 --densities 0.3 --out report.json
 
 `trained` is the net with all weights trained by AdamW on the same batches; its further rows are `smask convert` of it,
@@ -31,7 +31,7 @@ from torch import nn
 
 import smask
 from accuracy_curve import RIVAL
-from readme import write_table
+from pages import DOCS, write_table
 from smask import architectures, named_nets
 from smask.measurement import facts
 from smask.readers.reading import Reading
@@ -39,7 +39,7 @@ from smask.search.loop import find_masks
 from smask.search.tasks import Language, context_of
 from smask.search.text import load_text
 
-OUT = Path(__file__).parents[1] / "docs/language.json"
+OUT = DOCS / "language.json"
 WARM_UP = 100
 BITS = (8.0, 4.0, 3.0, 2.0)
 QPS = (-28, -24, -20, -16, -12)
@@ -96,7 +96,7 @@ def row(name: str, model: nn.Module, n_bytes: int, task: Language, seconds: floa
 
 
 def table(report: dict[str, Any]) -> list[str]:
-    """Lines for the README, smallest file first."""
+    """Lines for the page, smallest file first."""
     lines = ["| | bytes | bits per byte | nats a token |", "|---|---|---|---|"]
     for one in sorted(report["rows"], key=lambda one: one["n_bytes"]):
         lines.append(
@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     if arguments.tables:
-        write_table("language", table(json.loads(arguments.out.read_text())))
+        write_table("language", table(json.loads(arguments.out.read_text())), page=DOCS / "searches.md")
         return 0
     if not arguments.data:
         parser.error("--data is needed to measure")

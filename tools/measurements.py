@@ -1,8 +1,8 @@
-"""Runs the commands behind every figure of the README and keeps what they print in docs/measurements.json.
+"""Runs the commands behind figures of README and docs/speed.md and keeps what they print in docs/measurements.json.
 
     python tools/measurements.py --data ../shared/data                  # everything, about half an hour on two cores
     python tools/measurements.py --data ../shared/data --only lenet     # those whose name contains a word; others stay
-    python tools/measurements.py --tables                               # only the tables of the README
+    python tools/measurements.py --tables                               # only the tables
 
 --data is a folder with the idx files of MNIST in mnist/ and of Fashion-MNIST in fashion_mnist/. Nothing else should run
 on the machine meanwhile.
@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from readme import write_table
+from pages import DOCS, write_table
 from searches import encode
 from smask.measurement import facts
 
-OUT = Path(__file__).parents[1] / "docs/measurements.json"
+OUT = DOCS / "measurements.json"
 TOOLS = Path(__file__).parent
 RIVALS = ("zstd19_packed_of_entropy", "best_of_zlib_bz2_lzma_of_entropy")
 MNIST, FASHION = "DATA/mnist", "DATA/fashion_mnist"
@@ -71,9 +71,9 @@ def keep(report: dict[str, Any]) -> None:
 
 
 def write_tables(report: dict[str, Any]) -> int:
-    """Puts the tables between their marks in the README."""
+    """Puts the tables between their marks."""
     write_table("searches", search_rows(report))
-    write_table("figures", figure_rows(report))
+    write_table("figures", figure_rows(report), page=DOCS / "speed.md")
     return 0
 
 

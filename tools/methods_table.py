@@ -3,7 +3,7 @@
     python tools/methods_table.py --data ../shared/data/mnist                # ten minutes on one core
     python tools/methods_table.py --data ../shared/data/mnist --only auto    # one method; others stay
     python tools/methods_table.py --data ../shared/data/mnist --only auto multicoat --epochs 20    # rows of their own
-    python tools/methods_table.py --tables                                   # only the table of the README
+    python tools/methods_table.py --tables                                   # only the table in docs/searches.md
 
 Every row is `smask encode --method M --target-size SIZE` with all other options alike: the same steps, scales, biases,
 seeds and coding, so that only the method differs. `auto` is `coats`.
@@ -15,16 +15,15 @@ import argparse
 import json
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
-from readme import write_table
+from pages import DOCS, write_table
 from searches import encode
 from smask.measurement import facts
 from smask.search.choice import AUTO
 from smask.search.methods import METHODS
 
-OUT = Path(__file__).parents[1] / "docs/methods.json"
+OUT = DOCS / "methods.json"
 COMPARED = [AUTO, *(method for method in METHODS if method != "coats")]
 SIZES, EPOCHS = ("4kB", "8kB"), 5
 
@@ -69,7 +68,7 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     if arguments.tables:
-        write_table("methods", rows(json.loads(OUT.read_text())))
+        write_table("methods", rows(json.loads(OUT.read_text())), page=DOCS / "searches.md")
         return 0
     if not arguments.data:
         parser.error("--data is needed to measure")
@@ -83,7 +82,7 @@ def main() -> int:
             for size in SIZES
         }
         OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    write_table("methods", rows(report))
+    write_table("methods", rows(report), page=DOCS / "searches.md")
     return 0
 
 

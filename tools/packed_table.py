@@ -1,9 +1,9 @@
-"""Runs `smask bench` for the README and keeps what it prints in docs/bench.json, bench-amx.json or bench-cuda.json.
+"""Runs `smask bench` for docs/packed.md and keeps what it prints in docs/bench.json, bench-amx.json or bench-cuda.json.
 
     python tools/packed_table.py            # some five minutes on two cores; nothing else should run meanwhile; a
                                             # processor with AMX has a table of its own
     python tools/packed_table.py --cuda     # a minute on a CUDA device
-    python tools/packed_table.py --tables   # only the tables of the README
+    python tools/packed_table.py --tables   # only the tables in docs/packed.md
 
 Needs 2 GB of memory for the dense rivals.
 """
@@ -14,14 +14,12 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from readme import write_table
+from pages import DOCS, write_table
 
-DOCS = Path(__file__).parents[1] / "docs"
 RUNS = {
     "packed": (
         "smask bench --shape 4096x4096 --kernels integer,int8,tiled --rounds 15 --json",
@@ -83,7 +81,7 @@ def main() -> int:
         FILES[name].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, path in FILES.items():
         if path.exists():
-            write_table(name, rows(name, json.loads(path.read_text(encoding="utf-8"))))
+            write_table(name, rows(name, json.loads(path.read_text(encoding="utf-8"))), page=DOCS / "packed.md")
     return 0
 
 

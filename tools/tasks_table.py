@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 import smask
-from readme import write_table
+from pages import DOCS, write_table
 from smask import architectures, codec, named_nets
 from smask.conversion.converter import convert_checkpoint
 from smask.measurement import facts
@@ -38,7 +38,6 @@ from smask.search.accuracy import score
 from smask.search.data import Batches, Dataset, load_dataset
 from smask.search.precision import Precision
 
-DOCS = Path(__file__).parents[1] / "docs"
 OUT, PAGE = DOCS / "tasks.json", DOCS / "tasks.md"
 SIZES = ("8kB", "16kB")
 BATCH_SIZE = 128
@@ -267,7 +266,7 @@ def rows_of_tasks(report: dict[str, Any]) -> list[str]:
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """Lines for the README."""
+    """Lines for the page of searches."""
     lines = [
         "| permuted MNIST, 300-100 | bytes a task | beside masks and floats | mean accuracy |",
         "|---|---|---|---|",
@@ -311,7 +310,7 @@ def main() -> int:
         if name in report:
             write_table(name, rows(report[name]), page=PAGE)
     if "permuted" in report:
-        write_table("tasks", summary(report["permuted"]))
+        write_table("tasks", summary(report["permuted"]), page=DOCS / "searches.md")
     return 0
 
 

@@ -3,7 +3,7 @@
     python tools/teacher_table.py --data ../shared/data/mnist       # trains a teacher, then searches: reduced
     python tools/teacher_table.py --data DIR --long                 # and the search without a teacher in full length
     python tools/teacher_table.py --data DIR --epochs 0             # all in full length
-    python tools/teacher_table.py --tables                          # only the table of the README
+    python tools/teacher_table.py --tables                          # only the table in docs/searches.md
 
 The teacher is `mnist-cnn`, trained here for some epochs by Adam on images moved by up to a pixel, as in the searches.
 Every row is `smask encode` with all other options alike. Searches that the report has are not repeated, unless size,
@@ -23,14 +23,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from readme import write_table
+from pages import DOCS, write_table
 from searches import encode
 from smask import architectures, named_nets
 from smask.measurement import facts
 from smask.search.accuracy import score
 from smask.search.data import Batches, load_dataset
 
-OUT = Path(__file__).parents[1] / "docs/teacher.json"
+OUT = DOCS / "teacher.json"
 ARCH = "mnist-cnn"
 WEIGHTS = (None, 0.5, 1.0)
 
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     if arguments.tables:
-        write_table("teacher", rows(json.loads(OUT.read_text())))
+        write_table("teacher", rows(json.loads(OUT.read_text())), page=DOCS / "searches.md")
         return 0
     if not arguments.data:
         parser.error("--data is needed to measure")
@@ -128,7 +128,7 @@ def main() -> int:
             report["runs"] += [] if run in report["runs"] else [run]
             print(json.dumps(run), file=sys.stderr)
             OUT.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-    write_table("teacher", rows(report))
+    write_table("teacher", rows(report), page=DOCS / "searches.md")
     return 0
 
 

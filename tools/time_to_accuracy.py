@@ -3,7 +3,7 @@
     python tools/time_to_accuracy.py                                            # digits, half a minute
     OMP_NUM_THREADS=1 python tools/time_to_accuracy.py --data ../shared/data/mnist --passes 1 2 3 4 5 7 10 14 \\
         --densities 0.04 0.2 0.5 --accuracies 97 97.5 98 98.25 98.5 --seeds 2 -o docs/time-to-accuracy.json    # eight
-    python tools/time_to_accuracy.py --tables                                   # only the table of the README
+    python tools/time_to_accuracy.py --tables                                   # only the table in docs/speed.md
 
 Every number of passes is a run of its own, `smask encode` and `smask train` with all defaults, whose rate falls to zero
 in just these passes; the two take turns. An accuracy is reached by the fewest passes whose mean over the seeds is not
@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from readme import write_table
+from pages import DOCS, write_table
 from searches import reported
 from smask.measurement import facts
 
-KEPT = Path(__file__).parents[1] / "docs/time-to-accuracy.json"
+KEPT = DOCS / "time-to-accuracy.json"
 SECONDS = {"encode": "seconds_search", "train": "seconds"}
 
 
@@ -78,7 +78,7 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     if arguments.tables:
-        write_table("time", table(json.loads(KEPT.read_text())))
+        write_table("time", table(json.loads(KEPT.read_text())), page=DOCS / "speed.md")
         return 0
     densities = [["--density", str(density)] for density in arguments.densities or ()] or [[]]
     searches = {" ".join(["smask encode", *options]): ("encode", options) for options in densities}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
+DOCS = README.parent / "docs"
 
 
 def write_table(mark: str, lines: Iterable[str], *, page: Path = README) -> None:
