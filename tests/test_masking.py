@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,9 +69,6 @@ def test_only_tickets_are_trainable(found: nn.Module, digits_data: Dataset) -> N
         smask.load(smask.encode(state, recipe), trainable=True, packed=True)
     assert caught.value.name == "packed"
     stored = smask.encode({name: value.clone() for name, value in state.items()}, without_masks(recipe))
-    planes = smask.find_masks(
-        copy.deepcopy(found), Batches(digits_data, batch_size=256, seed=0), method="multicoat", density=0.3, epochs=1
-    )
     empty = copy.deepcopy(found)
     coded = dict(recipe.coded)
     name = next(iter(coded))
@@ -78,10 +76,39 @@ def test_only_tickets_are_trainable(found: nn.Module, digits_data: Dataset) -> N
     with torch.no_grad():
         empty.get_parameter(name).zero_()
     nothing = smask.encode(empty.state_dict(), type(recipe)(recipe.seed, coded, recipe.arch))
-    for data, word in (
-        (stored, "no mask"), (smask.encode(planes.state_dict(), recipe_of(planes)), "2 planes"), (nothing, "keeps nothing"),
-    ):  # fmt: skip
+    for data, word in ((stored, "no mask"), (nothing, "keeps nothing")):
         with pytest.raises(ArgumentError) as caught:
             smask.load(data, trainable=True)
         assert caught.value.name == "file"
         assert word in str(caught.value.got)
+
+
+def test_masks_of_several_levels_are_trained_from_these(digits_data: Dataset, found: nn.Module) -> None:
+    batches = Batches(digits_data, batch_size=256, seed=0)
+    levels = smask.find_masks(copy.deepcopy(found), batches, method="coats", density=0.2, epochs=2)
+    data = smask.encode(levels.state_dict(), recipe_of(levels))
+    net, plain = smask.load(data, trainable=True), smask.load(data)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+    for x, y in batches:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    for name, coded in recipe_of(levels).coded.items():
+        assert len(coded.planes) == 2
+        weights, before = net.get_parameter(name), plain.get_parameter(name)
+        kept = [row for row in before.view(len(before), -1) if row.any()]
+        assert max(len(row[row != 0].abs().unique()) for row in kept) == 3
+        assert not weights[before == 0].view(torch.int32).any()
+        assert (weights != before)[before != 0].any()
+
+
+def test_differences_from_a_checkpoint_are_no_masks(found: nn.Module, tmp_path: Path) -> None:
+    """Where they have no level the weight is that of the checkpoint, not zero."""
+    base = {name: tensor.clone() for name, tensor in found.state_dict().items()}
+    other = {name: tensor + 0.05 * (torch.rand(tensor.shape) - 0.5) for name, tensor in base.items()}
+    path = tmp_path / "over.smask"
+    smask.convert_checkpoint(other, path, base=base, max_error=0.01, arch=recipe_of(found).arch)
+    with pytest.raises(ArgumentError) as caught:
+        smask.load(path, base=base, trainable=True)
+    assert caught.value.name == "file"
+    assert "differences" in str(caught.value.got)

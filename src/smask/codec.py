@@ -178,7 +178,7 @@ def load(
         ArchitectureError: Names, shapes or dtypes of the module differ from those of the file, or the file needs a
             module and none was given.
         ArgumentError: Another value of ``packed``, no task of the file, or ``trainable`` with packed layers or a file
-            that is no ticket: one with a tensor of more than one plane, with a mask that keeps nothing, or without any.
+            that is no ticket: one of differences from a checkpoint, with a mask that keeps nothing, or without any.
         UnsupportedError: ``packed=True`` and a coded tensor that no packed layer can hold.
         FormatError, LimitError, IntegrityError, PrefixError, BaseError, DeviceError, OSError: As :func:`decode`.
     """

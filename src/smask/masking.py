@@ -13,22 +13,23 @@ from torch import Tensor, nn
 from .coded import CodedTensor
 from .errors import ArgumentError
 
-TICKET = "a file with one mask a weight tensor, as smask ticket and smask encode --method single write them"
+TICKET = "a file with a mask for every large tensor, as smask ticket and smask encode write them"
 
 
 def masks_of(coded: Mapping[str, CodedTensor]) -> dict[str, Tensor]:
-    """Masks of tensors with one plane, bool [C, ...] by name.
+    """Which weights of coded tensors have a level, bool [C, ...] by name.
 
     Raises:
-        ArgumentError: There is none, one has more planes, or one keeps nothing.
+        ArgumentError: There is none, one is a difference from another checkpoint, or one keeps nothing.
     """
     if not coded:
         raise ArgumentError("file", "no mask", TICKET)
     masks = {}
     for name, tensor in coded.items():
-        if len(tensor.planes) != 1:
-            raise ArgumentError("file", f"{len(tensor.planes)} planes of {name!r}", TICKET)
-        bits = np.unpackbits(tensor.planes[0].numpy(), count=tensor.n_weights, bitorder="little")
+        if tensor.origin is not None and tensor.base != "file":
+            raise ArgumentError("file", f"differences of {name!r} from another checkpoint", TICKET)
+        packed = np.bitwise_or.reduce([plane.numpy() for plane in tensor.planes])
+        bits = np.unpackbits(packed, count=tensor.n_weights, bitorder="little")
         if not bits.any():
             raise ArgumentError("file", f"a mask of {name!r} that keeps nothing", "a weight kept in every tensor")
         masks[name] = torch.from_numpy(bits.view(bool)).view(tensor.shape)

@@ -24,9 +24,9 @@ examples:
   smask train --data mnist/ --sparse rigl --density 0.02           sparse from the first step to the last
   torchrun --nproc-per-node 3 -m smask train --data mnist/ --sparse gap    each process grows a part of the layers
 
-FILE is a ticket, as smask ticket writes it: one mask a weight tensor, over a base of the seed. (What smask encode
-writes is one too.) Weights that its masks keep are trained, all others stay zero, and the result is stored to the bit:
-where the weights are as a plane, then their values. With --target-size it is rounded, as by smask convert.
+FILE is a ticket, as smask ticket writes it, or what smask encode has found. Weights that its masks keep are trained,
+all others stay zero, and the result is stored to the bit: where the weights are as a plane, then their values. With
+--target-size it is rounded, as by smask convert.
 
 Without FILE a net is trained from weights of the seed, all of it or, with --sparse, a part that changes on the way:
   rigl    now and then the smallest weights go, and those come whose gradient is largest
