@@ -68,11 +68,8 @@ def test_whole_vectors_are_asked_for_where_the_processor_may_have_them(monkeypat
     assert compiler._options(False)["freezing"] is False
     if not hasattr(config.cpp, "march"):
         pytest.skip("this torch cannot be told")
-    monkeypatch.setattr(config.cpp, "march", None)
     monkeypatch.setattr(compiler.sys, "platform", "linux")
-    for machine, wide in (("x86_64", True), ("aarch64", False)):
+    for machine, given, asked in (("x86_64", None, True), ("aarch64", None, False), ("x86_64", "x86-64-v3", False)):
         monkeypatch.setattr(compiler.platform, "machine", lambda machine=machine: machine)
-        assert ("cpp.march" in compiler._options(False)) is wide
-    monkeypatch.setattr(compiler.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(config.cpp, "march", "x86-64-v3")  # somebody's choice
-    assert "cpp.march" not in compiler._options(True)
+        with config.patch({"cpp.march": given}):  # somebody's choice is left alone
+            assert ("cpp.march" in compiler._options(True)) is asked
