@@ -29,7 +29,7 @@ _FAILED: dict[str, str] = {}
 _LISTENERS: list[Listener] = []
 
 
-def compiled(function: Work, *arguments: Tensor, contract: bool = False) -> Work:
+def compiled(function: Work, *arguments: Tensor, contract: bool = False, one_loop: bool = False) -> Work:
     """The function compiled for arguments like these, or the function itself where nothing can be compiled.
 
     The first call for a layout compiles, which takes seconds; later ones are a lookup.
@@ -39,14 +39,15 @@ def compiled(function: Work, *arguments: Tensor, contract: bool = False) -> Work
             in the key, so that it must be a function of a module and depend on nothing but its arguments.
         arguments: What it will be called with.
         contract: Whether a multiplication and an addition may become one instruction, with one rounding.
+        one_loop: Whether nothing between arguments and results is ever written to memory, however long the sums are.
     """
-    key = (function, contract, torch.get_num_threads(), *[_layout(argument) for argument in arguments])
+    key = (function, contract, one_loop, torch.get_num_threads(), *[_layout(argument) for argument in arguments])
     made = _MADE.get(key)
     if made is None:
         with _LOCK:
             made = _MADE.get(key)
             if made is None:
-                made = _MADE[key] = _compile(function, arguments, contract)
+                made = _MADE[key] = _compile(function, arguments, _options(contract, one_loop))
     return made
 
 
@@ -80,7 +81,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _compile(function: Work, arguments: tuple[Tensor, ...], contract: bool) -> Work:
+def _compile(function: Work, arguments: tuple[Tensor, ...], options: dict[str, Any]) -> Work:
     kind = arguments[0].device.type
     if kind in _FAILED:
         return function
@@ -89,7 +90,7 @@ def _compile(function: Work, arguments: tuple[Tensor, ...], contract: bool) -> W
         listener(name, None)
     start = time.perf_counter()
     try:
-        made = _inductor(function, arguments, contract)
+        made = _inductor(function, arguments, options)
     except Exception as error:  # whatever a missing or broken compiler raises, the plain function is right
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _FAILED[kind] = reason
@@ -102,7 +103,7 @@ def _compile(function: Work, arguments: tuple[Tensor, ...], contract: bool) -> W
     return made
 
 
-def _options(contract: bool) -> dict[str, Any]:
+def _options(contract: bool, one_loop: bool) -> dict[str, Any]:
     """What Inductor is told beside its own settings."""
     from torch._inductor import config
 
@@ -110,6 +111,9 @@ def _options(contract: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"freezing": False}
     if contract and getattr(config.cpp, "enable_floating_point_contract_flag", None) == "off":
         options["cpp.enable_floating_point_contract_flag"] = "fast"
+    if one_loop:
+        thresholds = ("realize_opcount_threshold", "realize_reads_threshold", "realize_acc_reads_threshold")
+        options |= {name: 1 << 30 for name in thresholds if hasattr(config, name)}
     # A float seen as an integer is copied number by number, which compilers turn into nothing if they use whole
     # vectors. Tuned for processors of Intel they prefer half ones, and a product of one row took ten times as long.
     if sys.platform == "linux" and platform.machine() == "x86_64" and getattr(config.cpp, "march", "") is None:
@@ -117,7 +121,7 @@ def _options(contract: bool) -> dict[str, Any]:
     return options
 
 
-def _inductor(function: Work, arguments: tuple[Tensor, ...], contract: bool) -> Work:
+def _inductor(function: Work, arguments: tuple[Tensor, ...], options: dict[str, Any]) -> Work:
     from torch import _inductor
 
     # What torch warns of inside its own compiler is no concern of our callers.
@@ -126,5 +130,5 @@ def _inductor(function: Work, arguments: tuple[Tensor, ...], contract: bool) -> 
         # Tracing runs the function, so not on what the caller holds; nor on tensors of an inference mode.
         examples = [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device) for a in arguments]
         graph = make_fx(function)(*examples)
-        made = _inductor.compile(graph, list(examples), options=_options(contract))
+        made = _inductor.compile(graph, list(examples), options=options)
     return made  # type: ignore[no-any-return]

@@ -17,11 +17,10 @@ ODD, EVEN, SIGNED_TWO = -0x55555556, 0x55555555, -0x40000000
 # Sums side by side, so that an addition need not wait for the one before: on Zen 4 two take an eighth longer than four,
 # eight no less. A CUDA device has other warps to go on with.
 N_CHAINS = 4
-# Rows of x that share the levels made of bits, on a CUDA device and on processors with AMX. There two rows with two
-# chains each took 0.99 ms for four rows of 4096 x 4096, one by one with four chains 1.57; a single row 0.34 and 0.38.
-# Inductor's loop over four spills its registers: eight rows of 8192 x 8192 took 66 microseconds on an H200 by twos, 934
-# by fours.
-N_TOGETHER = N_CHAINS_AMX = 2
+# Rows of x that share the levels made of bits, on a CUDA device and on processors with AMX, where four rows of 4096 x
+# 4096 took 1.1 ms by twos, 1.6 one by one. Inductor's loop over four spills its registers: eight rows of 8192 x 8192
+# took 66 microseconds on an H200 by twos, 934 by fours.
+N_TOGETHER = 2
 
 
 def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
@@ -38,7 +37,7 @@ def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
     outs, n_together = y.unbind(), N_TOGETHER if on_cuda or torch.cpu._is_amx_tile_supported() else 1
     for start in range(0, len(x), n_together):
         rows = slice(start, start + n_together)
-        work = compiler.compiled(_fused, columns[rows], planes, packed.scale, *outs[rows], contract=True)
+        work = compiler.compiled(_fused, columns[rows], planes, packed.scale, *outs[rows], contract=True, one_loop=True)
         work(columns[rows], planes, packed.scale, *outs[rows])
     return y if bias is None else y.add_(bias).to(x.dtype)
 
@@ -55,7 +54,7 @@ def _fused(columns: Tensor, planes: Tensor, scale: Tensor, *outs: Tensor) -> Non
     A float32 whose sign is set, and of its other bits only the highest, is -2; so a sign and a bit of a magnitude side
     by side are a weight, twice over, and nothing has to be converted.
     """
-    n_chains = 1 if planes.is_cuda else N_CHAINS_AMX if torch.cpu._is_amx_tile_supported() else N_CHAINS
+    n_chains = 1 if planes.is_cuda else N_CHAINS
     sign, lower = planes[0], None
     magnitudes = []
     for plane in reversed(planes[1:].unbind()):  # a negative number is turned by flipping all above its lowest one
