@@ -73,23 +73,3 @@ def test_whole_vectors_are_asked_for_where_the_processor_may_have_them(monkeypat
         monkeypatch.setattr(compiler.platform, "machine", lambda machine=machine: machine)
         with config.patch({"cpp.march": given}):  # somebody's choice is left alone
             assert ("cpp.march" in compiler._options(True, False)) is asked
-
-
-def sums(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
-    """Two long sums of the same numbers: Inductor would write one of them to memory before it is added up."""
-    numbers = [(x + n) * (n + 1) for n in range(40)]
-    first.copy_(sum(number * 0.5 for number in numbers).sum(-1))
-    second.copy_(sum(number * 0.25 for number in numbers).sum(-1))
-
-
-def test_one_loop_writes_nothing_but_results() -> None:
-    x, outs = torch.ones(64, 128), (torch.empty(64), torch.empty(64))
-    made = compiler.compiled(sums, x, *outs, one_loop=True)
-    assert made is not sums
-    with torch.profiler.profile(profile_memory=True) as profile:
-        made(x, *outs)
-    wanted = torch.tensor(sum(0.5 * (n + 1) * (n + 1) for n in range(40)) * 128)
-    assert torch.allclose(outs[0], wanted)
-    assert torch.allclose(outs[1], wanted / 2)
-    most = max((event.cpu_memory_usage for event in profile.events()), default=0)
-    assert most < x.numel() * x.element_size()

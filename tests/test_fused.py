@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from smask import compiler, fused, packing
 from smask.reconstruction import reconstruct
@@ -35,6 +36,21 @@ def test_loops_of_processors_with_amx_and_without(monkeypatch: pytest.MonkeyPatc
     got = fused.fused(x, packing.pack(coded, 11), None)
     want = x.double() @ reconstruct(coded, 11).double().t()
     assert (got.double() - want).abs().max() <= 1e-6 * want.abs().max() * 160
+
+
+@pytest.mark.skipif(not compiler.available(), reason="no compiler")
+def test_two_rows_are_one_loop() -> None:
+    """Nothing between bits and sums lies in memory; Inductor would write what is added up for the second row."""
+    packed = packing.pack(random_coded((256, 2048)), 11)
+    columns, y = torch.ones(2, 8, 4, 64), torch.empty(2, 256)
+    arguments = (columns, packed.planes.view(torch.int32), packed.scale, *y.unbind())
+    written = {}
+    for one_loop in (False, True):
+        with fresh_cache():
+            options = compiler._options(contract=True, one_loop=one_loop)
+            _, codes = run_and_get_code(compiler._inductor, fused._fused, arguments, options)
+        written[one_loop] = any("empty_strided_cpu((256, 64)" in code for code in codes)
+    assert written == {False: True, True: False}
 
 
 def test_slabs_hold_half_of_every_column() -> None:

@@ -129,7 +129,7 @@ def main() -> int:
         torch.manual_seed(0)
         arch = named_nets.architecture(name)
         x = torch.randn(batch, *arch["input"], device=arguments.device)
-        x = x.contiguous(memory_format=torch.channels_last) if x.is_cuda and x.dim() == 4 else x
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x  # as the command line has them
         y = torch.randint(0, 10, (batch,), device=arguments.device)
         precision = Precision(arguments.precision, x.device)
 
