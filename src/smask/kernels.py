@@ -22,6 +22,7 @@ So two or three digits of x (:mod:`smask.fixedpoint`) at four times the speed be
 digit of a single row is a product of a matrix and a vector; up to :data:`N_VECTORS` of those, one after the other, take
 less time than one product of matrices. Dot products of bfloat16 are as fast as two digits, and at many rows need less
 around them: levels of one plane are made of bits alone (:mod:`smask.halves`), and one sum is written where it belongs.
+AMX, many times as fast, wants larger tiles, and levels left of activations: it reorders what is right of a product.
 Few rows are fastest fused: a shift, a mask and a multiplication make and use sixteen weights, and no tile is written.
 Without a compiler, ``integer`` and ``tiled`` fill their tiles by plain operations, and ``fused`` is refused.
 """
