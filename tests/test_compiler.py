@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import warnings
 
 import pytest
@@ -56,6 +57,14 @@ def test_whatever_breaks_leaves_the_plain_function(monkeypatch: pytest.MonkeyPat
         warnings.simplefilter("error")
         assert compiler.compiled(double, torch.ones(3), torch.ones(3)) is double
     assert not compiler.available()
+
+
+def test_a_torch_without_its_compiler_leaves_the_plain_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_FAILED", {})
+    monkeypatch.setattr(compiler, "_MADE", {})
+    monkeypatch.setitem(sys.modules, "torch._inductor", None)  # importing it, or from it, fails
+    with pytest.warns(RuntimeWarning, match="without compiled kernels on cpu"):
+        assert compiler.compiled(double, torch.ones(3), torch.ones(3)) is double
 
 
 def test_available_here() -> None:

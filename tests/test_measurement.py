@@ -13,6 +13,7 @@ def test_facts_name_the_machine() -> None:
     assert facts["torch"] == torch.__version__
     assert facts["cores"] >= 1
     assert isinstance(facts["vnni"], bool)
+    assert isinstance(facts["amx"], bool)
 
 
 def test_works_take_turns() -> None:

@@ -47,7 +47,8 @@ def rows(report: list[dict[str, Any]]) -> list[str]:
                 options = found["command"].partition("cifar10.npz ")[2].partition(f" {ALWAYS}")[0]
                 right, seconds = f"{100 * found['accuracy']:.2f} %", f"{found['seconds_search']:.0f} s"
                 machine = found["machine"]
-                where = machine["cuda"] if "cuda" in found["command"] else f"{machine['torch_threads']} cores with AMX"
+                on_cuda, amx = "cuda" in found["command"], " with AMX" if machine.get("amx") else ""
+                where = machine["cuda"] if on_cuda else f"{machine['torch_threads']} cores{amx}"
                 lines.append(f"| `{options}` | {right} | {found['n_bytes']:,} | {published} | {seconds} | {where} |")
     return lines
 

@@ -47,7 +47,7 @@ def compiled(function: Work, *arguments: Tensor, contract: bool = False, one_loo
         with _LOCK:
             made = _MADE.get(key)
             if made is None:
-                made = _MADE[key] = _compile(function, arguments, _options(contract, one_loop))
+                made = _MADE[key] = _compile(function, arguments, contract, one_loop)
     return made
 
 
@@ -81,7 +81,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _compile(function: Work, arguments: tuple[Tensor, ...], options: dict[str, Any]) -> Work:
+def _compile(function: Work, arguments: tuple[Tensor, ...], contract: bool, one_loop: bool) -> Work:
     kind = arguments[0].device.type
     if kind in _FAILED:
         return function
@@ -90,7 +90,7 @@ def _compile(function: Work, arguments: tuple[Tensor, ...], options: dict[str, A
         listener(name, None)
     start = time.perf_counter()
     try:
-        made = _inductor(function, arguments, options)
+        made = _inductor(function, arguments, _options(contract, one_loop))
     except Exception as error:  # whatever a missing or broken compiler raises, the plain function is right
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _FAILED[kind] = reason

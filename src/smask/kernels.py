@@ -50,12 +50,12 @@ from .tiles import N_TILE_BYTES_AMX, bit_order, buffer, level_tiles, natural_ord
 N_VECTORS = 6
 # Sums that are finished together; more are finished tile by tile, while they are in a cache.
 N_SUMS = 1 << 18
+# The same where AMX multiplies bfloat16.
+N_SUMS_AMX = 1 << 21
 # Rows of x and magnitude planes, one times the other, that are fastest fused.
 N_FUSED = {"cpu": 6, "cuda": 8}
 # Rows of bfloat16 from which products of halves beat those of two 8-bit digits, where the processor has the former.
 N_HALVES = 128
-# The same of bfloat16 where AMX multiplies.
-N_SUMS_AMX = 1 << 21
 # Activations, or their digits, that stay in a cache of a CPU; more rows take turns, each with all tiles.
 N_TURN_BYTES, N_TURN_BYTES_AMX = 1 << 22, 1 << 25
 # Smaller matrices are not worth seconds of compiling: plain operations take tens of microseconds longer.

@@ -125,10 +125,10 @@ def planned(packed: PackedMatrix, key: tuple[Any, ...], steps: Callable[[], list
 
 def rows_of_tiles(packed: PackedMatrix, n_row_bytes: int, n_tile_bytes: int) -> Iterator[slice]:
     """Rows of each tile: about equally many in as few as fit, a multiple of 16 where that many do."""
-    n_most = max(1, min(packed.n_rows, n_tile_bytes // max(1, n_row_bytes)))
-    n_rows = math.ceil(packed.n_rows / max(1, math.ceil(packed.n_rows / n_most))) or 1
-    n_rows += -n_rows % 16 if n_most >= 16 else 0
-    n_rows = min(n_rows, n_most - n_most % 16 if n_most >= 16 else n_most)
+    n_most = max(1, n_tile_bytes // max(1, n_row_bytes))
+    unit = 16 if n_most >= 16 else 1
+    n_tiles = max(1, math.ceil(packed.n_rows / (n_most - n_most % unit)))
+    n_rows = unit * max(1, math.ceil(packed.n_rows / n_tiles / unit))
     for start in range(0, packed.n_rows, n_rows):
         yield slice(start, min(start + n_rows, packed.n_rows))
 
