@@ -255,10 +255,30 @@ def test_interrupt_leaves_nothing(here: Path) -> None:
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert (out, err.strip().splitlines()[-1]) == ("", "smask: interrupted; nothing was written")
     assert "Traceback" not in err
     assert os.listdir(here) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_interrupt_that_arrives_as_another_error() -> None:
+    # Python 3.11 makes a RuntimeError of what is raised while a class tells an attribute its name, as enumerations do.
+    script = """
+import signal
+from smask.cli import inspect, main
+class Slow:
+    def __set_name__(self, owner, name):
+        signal.raise_signal(signal.SIGINT)
+def run(arguments):
+    type("Late", (), {"slow": Slow()})
+inspect.run = run
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.sys.argv[1:] = ["inspect", "x"]
+main.entry()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "smask: interrupted; nothing was written\n")
 
 
 @pytest.mark.skipif(

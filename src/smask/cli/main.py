@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from ..errors import SmaskError
@@ -78,7 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The process: runs :func:`main` and exits with its code."""
-    code = main()
+    interrupts: list[int] = []
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        code = main()
+    except Exception:
+        # What an interrupt raises may arrive as something else: Python makes a RuntimeError of it in a class body whose
+        # attributes are told their names, and so may an extension.
+        if not interrupts:
+            raise
+        code = _fail("interrupted; nothing was written", INTERRUPTED)
     if code == INTERRUPTED:
         # An interrupt that passed through code run by an extension leaves a mark in the interpreter, which would then
         # end by SIGINT instead of with our code. Everything is closed by now.
