@@ -244,3 +244,5 @@ def test_on_the_command_line(
     assert main(["eval", "a.smask", "--data", "set"]) == 3
     assert "class 'beyond'" in capsys.readouterr().err
     assert main(["encode", "--flip", "--data", "digits", "--image-size", "x", "-q"]) == 2
+    assert main(["encode", "--erase", "9", "--data", "digits", "-q"]) == 2
+    assert "1 to 8, the size of images" in capsys.readouterr().err

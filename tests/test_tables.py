@@ -241,3 +241,5 @@ def test_on_the_command_line(
     assert main(["encode", "--data", "iris.csv", "--label", "colour", "-q", "-o", "b.smask"]) == 3
     assert "its columns are a, b, c, d, species" in capsys.readouterr().err
     assert main(["encode", "--data", "iris.csv", "--flip", "-q", "-o", "b.smask"]) == 2
+    assert main(["encode", "--data", "iris.csv", "--erase", "3", "-q", "-o", "b.smask"]) == 2
+    assert "images to erase parts of" in capsys.readouterr().err

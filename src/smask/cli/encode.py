@@ -84,13 +84,6 @@ def add(commands: Any) -> None:
     option("--batch-size", type=int, metavar="B", help="inputs a step (default 128; 32 windows of a text)")
     option("--lr", type=float, default=1e-3, metavar="L", help="learning rate of Adam (default %(default)s)")
     option(
-        "--shift",
-        type=int,
-        metavar="P",
-        help="move training images by up to P pixels (default 1, 0 for images under 16 pixels)",
-    )
-    option("--flip", action="store_true", help="mirror every other training image left to right, by chance")
-    option(
         "--label-smoothing",
         type=float,
         default=0.0,
@@ -123,6 +116,7 @@ def add(commands: Any) -> None:
     )
     option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
     data_options.add(parser)
+    data_options.add_changes(parser)
     add_teacher(parser.add_argument_group("teacher").add_argument)
     pretrained.add(parser.add_argument_group("over a checkpoint (--base)").add_argument)
     processes.add(parser.add_argument_group("scale").add_argument)
@@ -291,6 +285,7 @@ def _check(arguments: argparse.Namespace) -> None:
         ("accumulate", 1),
         ("batch_size", 1),
         ("shift", 0),
+        ("erase", 0),
         ("seed", 0),
         ("patience", 1),
         ("float_bits", 1),

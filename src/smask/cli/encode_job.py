@@ -219,10 +219,10 @@ def kept_on_interrupt(checkpoints: Checkpoints | Rounds | None) -> Iterator[None
 
 
 def changed(task: Task, arguments: argparse.Namespace) -> Task:
-    """The task with the changes of training images that --shift and --flip say.
+    """The task with the changes of training images that --shift, --flip and --erase say.
 
     Raises:
-        ArgumentError: Something to mirror that is no image.
+        ArgumentError: Something to mirror or to erase parts of that is no image, or no part of one.
     """
     if isinstance(task, Language):
         return task
@@ -232,7 +232,11 @@ def changed(task: Task, arguments: argparse.Namespace) -> Task:
         shift = 1 if images and min(task.data.input_shape[1:]) >= 16 else 0
     if arguments.flip and not images:
         raise ArgumentError("--flip", True, "images to mirror")
-    return replace(task, shift=shift, flip=arguments.flip)
+    if arguments.erase and not images:
+        raise ArgumentError("--erase", arguments.erase, "images to erase parts of")
+    if arguments.erase and not 0 < arguments.erase <= min(task.data.input_shape[1:]):
+        raise ArgumentError("--erase", arguments.erase, f"1 to {min(task.data.input_shape[1:])}, the size of images")
+    return replace(task, shift=shift, flip=arguments.flip, erase=arguments.erase)
 
 
 def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:

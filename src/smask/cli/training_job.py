@@ -52,14 +52,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     option(
         "--precision", default="fp32", metavar="P", help="arithmetic of the model: fp32 or bf16 (default %(default)s)"
     )
-    option("--shift", type=int, metavar="P", help="move training images by up to P pixels (default as smask encode)")
-    option("--flip", action="store_true", help="mirror every other training image left to right, by chance")
     option(
         "--label-smoothing", type=float, default=0.0, metavar="X", help="part of every target spread over all classes"
     )
     option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")
     screen.add_device(parser)
     data_options.add(parser)
+    data_options.add_changes(parser)
     kept = parser.add_argument_group("long runs").add_argument
     kept("--checkpoint", metavar="DIR", help="keep the state of the training in DIR, to go on after a crash")
     kept("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")
@@ -98,7 +97,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise ArgumentError("--resume", True, "it together with --checkpoint DIR")
     if not 0 <= arguments.label_smoothing < 1:
         raise ArgumentError("--label-smoothing", arguments.label_smoothing, "a part from 0 to below 1")
-    for name, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("seed", 0)):
+    for name, least in (("epochs", 1), ("batch_size", 1), ("shift", 0), ("erase", 0), ("seed", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ArgumentError(f"--{name.replace('_', '-')}", value, f"{least} or more")

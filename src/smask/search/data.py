@@ -134,20 +134,26 @@ class Batches:
         shift: Images are moved by up to this many pixels in both directions, each by itself.
         device: Where batches are wanted.
         flip: Whether every other image, by chance, is mirrored left to right.
+        erase: Every image loses a square of so many pixels a side: its channels are there what they are on average
+            (cutout, DeVries and Taylor 2017). Centres are anywhere, so that a part of a square may lie outside.
         channels_last: Whether images lie in memory pixel by pixel, as convolutions want them. A model that calls
             ``view`` on images, or on what convolutions make of such images, cannot have it; ``flatten`` can.
     """
 
     def __init__(
         self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu",
-        flip: bool = False, channels_last: bool = False,
+        flip: bool = False, erase: int = 0, channels_last: bool = False,
     ) -> None:  # fmt: skip
         self.dataset, self.shift, self.seed, self.device = dataset, shift, seed, torch.device(device)
-        self.flip, self.channels_last = flip, channels_last
+        self.flip, self.erase, self.channels_last = flip, erase, channels_last
         self.batch_size = min(batch_size, len(dataset.x_train))
         self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.x = dataset.x_train.to(device)
         self.y = dataset.y_train.to(device)
+        if erase:
+            top = dataset.top if self.x.dtype == torch.uint8 else 1.0
+            mean = torch.tensor(dataset.statistics()[0]) * top
+            self._mean = (mean.round() if self.x.dtype == torch.uint8 else mean).to(self.x)[:, None, None]
 
     def __len__(self) -> int:
         return len(self.x) // self.batch_size
@@ -155,6 +161,7 @@ class Batches:
     def fingerprint(self) -> str:
         """sha256 over the training data and all that decides batches: a search goes on only with the same."""
         settings = (self.batch_size, self.seed, self.shift, self.dataset.top, *["flip"] * self.flip)
+        settings += ("erase", self.erase) if self.erase else ()
         running = hashlib.sha256(repr(settings).encode())
         for tensor in (self.dataset.x_train, self.dataset.y_train):
             running.update(repr((tensor.dtype, tensor.shape)).encode())
@@ -170,6 +177,8 @@ class Batches:
                 x = shifted(x, self.shift, self.generator)
             if self.flip and x.dim() == 4:
                 x = mirrored(x, self.generator)
+            if self.erase and x.dim() == 4:
+                x = erased(x, self.erase, self._mean, self.generator)
             if self.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
             yield self.dataset.inputs(x), self.y[chosen]
@@ -196,6 +205,23 @@ def mirrored(x: Tensor, random: torch.Generator) -> Tensor:
     """Every image, [N, channels, height, width], mirrored left to right with a probability of one half."""
     turned = _sent(torch.randint(0, 2, (len(x), 1, 1, 1), generator=random, dtype=torch.bool), x.device)
     return torch.where(turned, x.flip(3), x)
+
+
+def erased(x: Tensor, n_pixels: int, mean: Tensor, random: torch.Generator) -> Tensor:
+    """Every image without a square of so many pixels a side, its centre anywhere in the image.
+
+    Args:
+        x: [N, channels, height, width] of any dtype.
+        n_pixels: Side of the square.
+        mean: What is there instead, [channels, 1, 1] of the dtype of x.
+        random: CPU generator.
+    """
+    hidden = []
+    for size in x.shape[2:]:
+        first = _sent(torch.randint(0, size, (len(x), 1), generator=random), x.device) - n_pixels // 2
+        place = torch.arange(size, device=x.device)
+        hidden.append((place >= first) & (place < first + n_pixels))
+    return torch.where((hidden[0][:, :, None] & hidden[1][:, None, :])[:, None], mean, x)
 
 
 def _sent(numbers: Tensor, device: torch.device) -> Tensor:

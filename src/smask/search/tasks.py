@@ -26,12 +26,13 @@ class Classification:
 
     Attributes:
         data: Labelled inputs.
-        shift, flip: Changes of training images, see :class:`smask.search.data.Batches`.
+        shift, flip, erase: Changes of training images, see :class:`smask.search.data.Batches`.
     """
 
     data: Dataset
     shift: int = 0
     flip: bool = False
+    erase: int = 0
 
     @property
     def training_inputs(self) -> str:
@@ -51,8 +52,8 @@ class Classification:
     def batches(self, batch_size: int, *, seed: int, device: Device) -> Batches:
         """Training batches."""
         return Batches(
-            self.data, batch_size=batch_size, seed=seed, shift=self.shift, flip=self.flip, device=device,
-            channels_last=True,
+            self.data, batch_size=batch_size, seed=seed, shift=self.shift, flip=self.flip, erase=self.erase,
+            device=device, channels_last=True,
         )  # fmt: skip
 
     def loss(self, label_smoothing: float) -> Callable[[Any, Any], Tensor]:
