@@ -37,7 +37,10 @@ def fused(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> Tensor:
     outs, n_together = y.unbind(), N_TOGETHER if on_cuda or torch.cpu._is_amx_tile_supported() else 1
     for start in range(0, len(x), n_together):
         rows = slice(start, start + n_together)
-        work = compiler.compiled(_fused, columns[rows], planes, packed.scale, *outs[rows], contract=True, one_loop=True)
+        # On a CUDA device one loop for everything spills its registers too.
+        work = compiler.compiled(
+            _fused, columns[rows], planes, packed.scale, *outs[rows], contract=True, one_loop=not on_cuda
+        )
         work(columns[rows], planes, packed.scale, *outs[rows])
     return y if bias is None else y.add_(bias).to(x.dtype)
 

@@ -6,14 +6,16 @@ kernel     what it does                                          chosen for
 reference  every bit becomes a number, then ``F.linear``         float64; never for speed
 eager      a tile of rows becomes levels in a buffer that is     only when forced: what ``tiled`` is without a compiler
            used again, then ``F.linear``; plain operations
-tiled      the same, tiles filled by compiled functions          CPUs without 8-bit dot products and GPUs at many rows
-                                                                 of x; 128 rows of bfloat16 and more where the
-                                                                 processor multiplies these; what ``integer`` refuses
-fused      bits to levels, multiply and sum in one compiled      six rows of x or fewer (GPU 8) at two bits a weight,
+tiled      the same, tiles filled by compiled functions          CPUs without 8-bit dot products; 128 rows of bfloat16
+                                                                 and more where the processor multiplies these, 512 on
+                                                                 GPUs; what ``integer`` or ``float8`` refuse
+fused      bits to levels, multiply and sum in one compiled      six rows of x or fewer (GPU 4) at two bits a weight,
            loop; nothing is written but the result               three at three bits, two at four, one at more
 integer    a tile becomes 8-bit levels, x fixed-point digits;    CPUs with VNNI, all else
            ``torch._int_mm``, exact sums
 int8       as ``integer`` with a single digit                    only when forced: 8-bit activations
+float8     a tile becomes 8-bit floats, x two or three of them   GPUs that multiply such (compute capability 8.9), of
+           (:mod:`smask.quarters`); ``torch._scaled_mm``         bfloat16 or float16, one plane
 ========== ===================================================== ======================================================
 
 Why so: an 8-bit dot-product instruction multiplies four times as many numbers as one of float32, weights of a few bits
@@ -38,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import compiler, halves
+from . import compiler, halves, quarters
 from .errors import ArgumentError, UnsupportedError
 from .fixedpoint import N_DIGITS, FixedPoint, fixed_point, recurs
 from .fused import fused
@@ -53,7 +55,9 @@ N_SUMS = 1 << 18
 # The same where AMX multiplies bfloat16.
 N_SUMS_AMX = 1 << 21
 # Rows of x and magnitude planes, one times the other, that are fastest fused.
-N_FUSED = {"cpu": 6, "cuda": 8}
+N_FUSED = {"cpu": 6, "cuda": 8, "float8": 4}
+# Rows of bfloat16 from which a CUDA device multiplies them as fast as two float8 numbers for each.
+N_WIDE = 512
 # Rows of bfloat16 from which products of halves beat those of two 8-bit digits, where the processor has the former.
 N_HALVES = 128
 # Activations, or their digits, that stay in a cache of a CPU; more rows take turns, each with all tiles.
@@ -109,9 +113,12 @@ def choose(x: Tensor, packed: PackedMatrix) -> str:
     """Name of the kernel that ``auto`` means for activations [B, K]."""
     if x.dtype == torch.float64:
         return "reference"
-    few = len(x) * packed.n_magnitude_bits <= N_FUSED.get(x.device.type, 0)
+    eighths = x.device.type == "cuda" and not quarters.refuses(x, packed)
+    few = len(x) * packed.n_magnitude_bits <= N_FUSED.get("float8" if eighths else x.device.type, 0)
     if few and _is_large(packed) and not _not_fused(x, packed):
         return "fused"
+    if eighths and (len(x) < N_WIDE or x.dtype != torch.bfloat16):
+        return "float8"
     vnni = torch.cpu._is_vnni_supported() and not _not_integer(x, packed)
     narrow = x.dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported() and len(x) >= N_HALVES
     return "integer" if vnni and not narrow else "tiled"
@@ -170,7 +177,7 @@ def _multiply_standing(x: Tensor, packed: PackedMatrix, bias: Tensor | None, y: 
 
 
 def _multiply_tiles(x: Tensor, packed: PackedMatrix, bias: Tensor | None, y: Tensor, *, compile: bool) -> None:
-    n_columns, n_bytes = 8 * packed.planes.shape[2], tile_bytes(x.device, len(x))
+    n_columns, n_bytes = 8 * packed.planes.shape[2], tile_bytes(x.device)
     if halves.fits(packed, x.dtype):
         columns = halves.pair_order(x, n_columns, compile=compile and recurs(len(x)))
         filled = halves.pair_tiles(packed, compile=compile, n_tile_bytes=n_bytes)
@@ -272,4 +279,7 @@ KERNELS = {
     "fused": Kernel(fused, _not_fused),
     "integer": Kernel(integer, _not_integer),
     "int8": Kernel(functools.partial(integer, n_digits=1), _not_integer),
+    "float8": Kernel(
+        lambda x, packed, bias: quarters.float8(x, packed, bias, compile=compiles(packed)), quarters.refuses
+    ),
 }

@@ -27,9 +27,8 @@ N_TILE_BYTES = 1 << 22
 # Products of fewer rows leave AMX waiting: 256 rows of x and 4096 x 4096 took 7.5 ms with the tiles above, 5.5 with
 # these. With the sums beside them these are what 16 MB allow.
 N_TILE_BYTES_AMX = 11 << 20
-# On a CUDA device a tile should stay in the last cache until it is multiplied; many rows of x want a product as large
-# as the device. Every tile is two launches.
-N_TILE_BYTES_CUDA, N_TILE_BYTES_CUDA_MANY, N_MANY = 1 << 25, 1 << 27, 512
+# On a CUDA device every tile is two launches, and a product wants to be as large as the device.
+N_TILE_BYTES_CUDA = 1 << 27
 # Rooms of more bytes are not kept from call to call: a product of very many rows would hold its memory for good.
 N_KEPT_BYTES = N_TILE_BYTES_AMX
 # Plans of one matrix that are kept: of its kernels, compiled or not.
@@ -83,11 +82,9 @@ def level_tiles(
         yield Tile(start, end, values)
 
 
-def tile_bytes(device: torch.device, n_rows: int = 1) -> int:
-    """Bytes of a tile that so many rows of activations are multiplied with."""
-    if device.type != "cuda":
-        return N_TILE_BYTES
-    return N_TILE_BYTES_CUDA_MANY if n_rows >= N_MANY else N_TILE_BYTES_CUDA
+def tile_bytes(device: torch.device) -> int:
+    """Bytes of a tile."""
+    return N_TILE_BYTES_CUDA if device.type == "cuda" else N_TILE_BYTES
 
 
 def bit_order(x: Tensor, n_columns: int) -> Tensor:
