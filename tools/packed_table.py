@@ -27,8 +27,8 @@ RUNS = {
         "smask bench --shape 4096x4096 --planes 2 --batch 1,16,64 --kernels integer,int8 --rounds 15 --json",
     ),
     "packed-cuda": (
-        "smask bench --device cuda --shape 8192x8192 --batch 1,2,4,8,16,64,256,1024 --kernels float8,tiled --rounds 15 --json",
-        "smask bench --device cuda --shape 4096x4096 --batch 1,64,1024 --kernels float8,tiled --rounds 15 --json",
+        "smask bench --device cuda --shape 8192x8192 --batch 1,2,4,8,16,64,256,1024 --kernels float8,tiled --json",
+        "smask bench --device cuda --shape 4096x4096 --batch 1,64,1024 --kernels float8,tiled --json",
     ),
 }
 RUNS["packed-amx"] = RUNS["packed"]
