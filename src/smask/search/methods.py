@@ -25,6 +25,7 @@ INITIAL_WIDTH = 0.1
 # farther while the net is young never comes back, though all that it was judged by has changed since. Chosen on a part
 # of the training data of MNIST and Fashion-MNIST, as was the next. Searches of 5 epochs gain by both, of 20 no more.
 REACH = 0.02
+RAMP = 0.05  # fifty steps of Adam at the default rate
 # Steps of scales are this many times as long as those of scores: their best values change whenever masks do. There is
 # one for so many of scores: the end is the same with one for each, and their gradients cost nearly as much as masks.
 # With one for four it may be a tenth of a per cent worse on Fashion-MNIST.
@@ -64,6 +65,7 @@ class Method:
         by_magnitude: Whether weights are ranked by the magnitude of their scores, else by the scores.
         n_coats: Masks on one base; the level of a weight is how many of them it is in.
         flips: Whether a weight takes the sign of its latent instead of that of its base.
+        ramp: Width of ramps, in scores, when a search over the seed begins, see :mod:`smask.search.ramps`.
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
         pace_of_scales: Length of a step of scales over one of scores.
@@ -86,6 +88,7 @@ class Method:
     by_magnitude: bool = False
     n_coats: int = 1
     flips: bool = False
+    ramp: float = 0.0
     falls: bool = True
     learns_scale: bool = True
     pace_of_scales: float = 1.0
@@ -133,6 +136,11 @@ def above(layer: MaskedWeight) -> Tensor:
     # One operator of torch, where comparing and then multiplying are two; and booleans cost conversions.
     torch.ops.aten.threshold_backward.grad_input(layer.graded, ranks, lowest, grad_input=ranks)
     return ranks
+
+
+def ramped(layer: MaskedWeight) -> Tensor:
+    """As :func:`above`, but on the ramp around the threshold, where there is one, weights are kept in part."""
+    return layer.ramp.parts(layer.ranks()).mul_(layer.graded) if layer.ramp.width else above(layer)
 
 
 def signs_above(layer: MaskedWeight) -> Tensor:
@@ -223,8 +231,8 @@ METHODS: Mapping[str, Method] = {
             "single",
             "smask: scores and straight-through gradient of Ramanujan et al. (below), ranked with their sign, so that "
             "a weight whose sign is wrong for it is given up, and never farther from the mask than REACH; a density "
-            'that falls on the cubic curve of Zhu and Gupta, "To prune, or not to prune" (2017), and holds',
-            positive_scores, above, straight_through, **OWN,
+            'that falls on the cubic curve of Zhu and Gupta, "To prune, or not to prune" (2017), and holds; on ramps',
+            positive_scores, ramped, straight_through, **OWN, ramp=RAMP,
         ),
         Method(
             "coats",

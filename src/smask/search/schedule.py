@@ -9,6 +9,9 @@ from typing import Any
 
 # Learning rate in whose steps of Adam distances between scores are said.
 DEFAULT_RATE = 1e-3
+# Where ramps end, as a part of the steps until masks are fixed: the rate is still high enough then to mend what whole
+# weights change.
+RAMP_END = 0.75
 # In a search of fewer steps a higher rate is to bring scores past each other, so that they do not lie farther apart.
 N_LONG = 400
 
@@ -24,6 +27,7 @@ class Schedule:
         lr: Learning rate at the start; it follows half a cosine to zero.
         turn: Step from which the rest of the cosine is compressed into the steps left, 0 if never.
         n_planned: Steps of the cosine up to the turn.
+        n_ramp: Steps until weights near a threshold are kept whole or not at all.
     """
 
     n_steps: int
@@ -32,11 +36,13 @@ class Schedule:
     lr: float
     turn: int = 0
     n_planned: int = 0
+    n_ramp: int = 0
 
     @classmethod
-    def of(cls, n_steps: int, *, lr: float, hold: float, settle: float) -> Schedule:
-        """The usual one: ``hold`` and ``settle`` are parts of all steps."""
-        return cls(n_steps, max(1, round(n_steps * (1 - settle))), max(1, round(n_steps * (1 - settle - hold))), lr)
+    def of(cls, n_steps: int, *, lr: float, hold: float, settle: float, early: bool = False) -> Schedule:
+        """The usual one: ``hold`` and ``settle`` are parts of all steps; ramps end before one may end early."""
+        n_search, n_descent = (max(1, round(n_steps * (1 - part))) for part in (settle, settle + hold))
+        return cls(n_steps, n_search, n_descent, lr, n_ramp=n_descent if early else round(RAMP_END * n_search))
 
     @property
     def stride(self) -> float:
@@ -54,6 +60,10 @@ class Schedule:
     def descent(self, step: int) -> float:
         """Part of the descent that is done, from 0 to 1."""
         return min(1.0, step / self.n_descent)
+
+    def ramp(self, step: int) -> float:
+        """Width of ramps over that at the start."""
+        return max(0.0, 1 - step / self.n_ramp) if self.n_ramp else 0.0
 
     def wind_up(self, step: int) -> None:
         """Ends the search early: masks are fixed at this step, floats get their usual number of steps."""

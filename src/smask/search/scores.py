@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .. import bases
 from ..fills import flushed
+from .ramps import Ramp
 from .ranks import mixed
 from .rows import Rows
 from .sample import Sample
@@ -61,6 +62,7 @@ class MaskedWeight:
         mean_gradient: Running mean of the gradients of the weights, float32 [c, ...], where the method wants it.
         bias: What channels say that keep no weight, [C] on all ranks: nothing from where masks are fixed, as most of it
             is never heard and all of it has to be stored. None where it stays.
+        ramp: Around the threshold, placed anew whenever that is.
         stride: Distances between scores over the usual ones, see :attr:`smask.search.schedule.Schedule.stride`.
         random: Draws masks where the method does; :meth:`seed_draws` says from where on.
     """
@@ -101,7 +103,7 @@ class MaskedWeight:
         self.sign = self.base if self.kind == "signed" else self.base.sign()
         self.bias = bias if origin is None else None
         self._lowest = torch.zeros((), device=device) if device.type == "cuda" else None
-        self.threshold = (0.0,) * method.n_coats
+        self.threshold, self.ramp = (0.0,) * method.n_coats, Ramp(device)
         self.graded = self.base.clone() if method.n_coats > 1 else self.base
         self.kept: Tensor | None = None
         self._silent: Tensor | None = None

@@ -16,6 +16,7 @@ from .initialisation import START_DENSITY
 from .objective import Objective, called
 from .optimizer import forget_gradients, moments_of, optimizer_of, parameters_of, restore_moments, set_rate
 from .precision import Precision
+from .ramps import place_ramps
 from .ranks import Ranks, running_statistics
 from .recording import Batch, Recorder, Seen
 from .schedule import Schedule
@@ -32,17 +33,10 @@ class Search:
     """Optimiser, schedule and the moment at which masks are fixed; layers in ``fixed`` keep the density given there."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        layers: dict[str, MaskedWeight],
-        schedule: Schedule,
-        *,
-        precision: Precision | None = None,
-        ranks: Ranks | None = None,
-        seed: int = 0,
-        fixed: Mapping[str, float] | None = None,
-        record: bool = False,
-    ) -> None:
+        self, model: nn.Module, layers: dict[str, MaskedWeight], schedule: Schedule, *,
+        precision: Precision | None = None, ranks: Ranks | None = None, seed: int = 0,
+        fixed: Mapping[str, float] | None = None, record: bool = False,
+    ) -> None:  # fmt: skip
         self._allotments = Allotments(layers, fixed or {})
         self.model, self.layers, self.schedule, self.done, self._seed = model, layers, schedule, 0, seed
         self.own: Mapping[str, MaskedWeight] = layers  # those that this process trains
@@ -105,6 +99,7 @@ class Search:
                 self.layers[name].density = density
         if refresh:
             self.method.balance(self.own, {name: self.density_of(layer) for name, layer in self.own.items()})
+            place_ramps(self.own.values(), self.schedule.ramp(self.done))
         for layer in self.own.values():
             if layer.method.draws:
                 layer.seed_draws(self.done)
@@ -134,7 +129,8 @@ class Search:
         self.prepare(refresh=not self.levels and self.done % N_REFRESH == 0)
         set_rate(self.optimizer, self.schedule.rate(self.done))
         if self._recorder:
-            kind = (bool(self.levels), self.done % self.method.n_between_scales)
+            on_ramp = any(layer.ramp.width for layer in self.layers.values())
+            kind = (bool(self.levels), self.done % self.method.n_between_scales, on_ramp)
             total = self._recorder.step(kind, batch, objective, seen)
         else:
             total = self.update(batch, objective, seen)
@@ -297,4 +293,5 @@ class Search:
             layer.restore(
                 {part: tensors[f"layer.{name}.{part}"] for part in layer.tensors()}, levels=self.levels.get(name)
             )
+        place_ramps(self.own.values(), self.schedule.ramp(self.done - self.done % N_REFRESH))
         restore_moments(self.optimizer, tensors, self._rows_of_parameters())

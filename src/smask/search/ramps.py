@@ -1,0 +1,58 @@
+"""Ramps: weights near their threshold are kept in part, so that a search that begins can tell how much each is wanted.
+
+A mask that is all or nothing changes whole weights at once, millions of them in every hundred steps of a deep net, and
+most of them by chance. On a ramp around the threshold a weight grows from nothing to its base, and its score moves it
+by as little as it moves itself. Ramps narrow on the way and end before the learning rate does.
+
+The parts are those of a clamped line (a hard sigmoid). That masks begin soft and harden is from Savarese, Silva and
+Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, whose sigmoids have a gradient of their own.
+Here the gradient of a score is straight through, as without a ramp.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .scores import MaskedWeight
+
+
+class Ramp:
+    """The ramp of one layer.
+
+    Attributes:
+        width: In scores, 0 for none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.width, self._slope = 0.0, 0.0
+        # In memory, where a recorded step sees them change.
+        self._middle, self._rise = (torch.zeros((), device=device) for _ in range(2))
+
+    def place(self, middle: float, width: float) -> None:
+        """Puts it around a threshold; a threshold that is infinite has none."""
+        self.width = width if math.isfinite(middle) else 0.0
+        if self.width:
+            self._slope = 1 / self.width
+            self._middle.fill_(0.5 - self._slope * middle)
+            self._rise.fill_(self._slope)
+
+    def parts(self, ranks: Tensor) -> Tensor:
+        """How much is kept, 0 to 1, of weights of these ranks, float32 [c, ...], in their memory."""
+        if ranks.device.type == "cpu":  # both numbers in memory take several times as long there
+            torch.add(self._middle, ranks, alpha=self._slope, out=ranks)
+        else:
+            torch.addcmul(self._middle, ranks, self._rise, out=ranks)
+        return ranks.clamp_(0, 1)
+
+
+def place_ramps(layers: Iterable[MaskedWeight], part: float) -> None:
+    """Ramps around the thresholds that layers have now, of this part of the width that their method begins with."""
+    for layer in layers:
+        if layer.method.ramp and layer.origin is None:
+            layer.ramp.place(layer.threshold[0], layer.method.ramp * layer.stride * part)
