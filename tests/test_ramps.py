@@ -13,7 +13,7 @@ from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS
 from smask.search.objective import Objective
 from smask.search.ramps import Ramp, place_ramps
-from smask.search.schedule import RAMP_END, Schedule
+from smask.search.schedule import Schedule
 from smask.search.scores import MaskedWeight
 from smask.search.steps import N_REFRESH, Search
 from smask.search.weights import Maskable, maskable
@@ -64,9 +64,9 @@ def test_masks_of_trained_weights_have_none() -> None:
     assert masked.ramp.width == 0
 
 
-def test_ramps_narrow_and_end_before_masks_are_fixed() -> None:
+def test_ramps_narrow_until_masks_are_fixed() -> None:
     schedule = Schedule.of(1000, lr=1e-3, hold=0.55, settle=0.08)
-    assert schedule.n_ramp == round(RAMP_END * schedule.n_search) < schedule.n_search
+    assert schedule.n_ramp == schedule.n_search == 920
     parts = [schedule.ramp(step) for step in range(1000)]
     assert parts == sorted(parts, reverse=True)
     assert (parts[0], parts[schedule.n_ramp - 1] > 0, parts[schedule.n_ramp]) == (1.0, True, 0.0)
@@ -89,6 +89,7 @@ def test_a_search_ends_with_whole_weights() -> None:
             parts = [layer.method.masked(layer).div(layer.base) for layer in layers.values() if layer.kept is None]
         n_between.append(sum(int(((part > 0) & (part < 1)).sum()) for part in parts))
     assert n_between[0] > n_between[2 * N_REFRESH] > 0
-    last = -(-search.schedule.n_ramp // N_REFRESH) * N_REFRESH  # thresholds and ramps are set now and then
-    assert not any(n_between[last:])
-    assert any(n_between[: last - N_REFRESH])
+    assert n_between[2 * N_REFRESH] > n_between[4 * N_REFRESH]
+    for name, masked in layers.items():
+        assert masked.kept is not None
+        assert set((masked.kept * masked.base).unique().tolist()) == {0.0, 1.0}, name

@@ -9,9 +9,6 @@ from typing import Any
 
 # Learning rate in whose steps of Adam distances between scores are said.
 DEFAULT_RATE = 1e-3
-# Where ramps end, as a part of the steps until masks are fixed: the rate is still high enough then to mend what whole
-# weights change.
-RAMP_END = 0.75
 # In a search of fewer steps a higher rate is to bring scores past each other, so that they do not lie farther apart.
 N_LONG = 400
 
@@ -40,9 +37,9 @@ class Schedule:
 
     @classmethod
     def of(cls, n_steps: int, *, lr: float, hold: float, settle: float, early: bool = False) -> Schedule:
-        """The usual one: ``hold`` and ``settle`` are parts of all steps; ramps end before one may end early."""
+        """The usual one: ``hold`` and ``settle`` are parts of all steps; ramps have ended where one may end early."""
         n_search, n_descent = (max(1, round(n_steps * (1 - part))) for part in (settle, settle + hold))
-        return cls(n_steps, n_search, n_descent, lr, n_ramp=n_descent if early else round(RAMP_END * n_search))
+        return cls(n_steps, n_search, n_descent, lr, n_ramp=n_descent if early else n_search)
 
     @property
     def stride(self) -> float:
