@@ -28,8 +28,11 @@ def test_parts_of_a_clamped_line() -> None:
     ramp = Ramp(torch.device("cpu"))
     assert ramp.width == 0
     ramp.place(0.3, 0.1)
-    parts = ramp.parts(torch.tensor([[0.0, 0.24, 0.26, 0.3], [0.325, 0.34, 0.36, 9.0]]))
+    scores, sign = torch.tensor([[0.0, 0.24, 0.26, 0.3], [0.325, 0.34, 0.36, 9.0]]), torch.tensor([[1.0, -1, 1, -1]])
+    out = torch.empty(2, 4)
+    parts = ramp.parts(scores * sign, sign.expand(2, 4), out=out)
     assert parts.flatten().tolist() == pytest.approx([0, 0, 0.1, 0.5, 0.75, 0.9, 1, 1], abs=1e-5)
+    assert parts.data_ptr() == out.data_ptr()
     ramp.place(-math.inf, 0.1)  # all are kept
     assert ramp.width == 0
 
@@ -51,7 +54,21 @@ def test_weights_near_the_threshold_are_kept_in_part(stride: float) -> None:
         assert torch.equal(masked.method.masked(masked) / masked.base, (scores > threshold).float())
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "single"])
+def test_levels_are_kept_in_part_too() -> None:
+    masked = layer("coats")
+    masked.method.balance({"w": masked}, {"w": 0.3})
+    place_ramps([masked], 1.0)
+    with torch.no_grad():
+        masked.grade()
+        got, parts = masked.method.masked(masked).clone(), torch.empty(60, 50)
+        masked.ramp.parts(masked.latent, masked.sign, out=parts)
+    assert masked.graded.abs().unique().tolist() == [1, 2, 3]
+    assert torch.equal(got, parts * masked.graded)
+    assert ((parts > 0) & (parts < 1)).any()
+    assert (got.abs() > 1).any()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("single", "coats")])
 def test_other_methods_have_none(method: str) -> None:
     masked = layer(method)
     place_ramps([masked], 1.0)

@@ -17,10 +17,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .scores import MaskedWeight
+
+# Where a hard sigmoid of torch goes from 0 to 1.
+N_SIGMOID = 6.0
 
 
 class Ramp:
@@ -39,17 +43,17 @@ class Ramp:
         """Puts it around a threshold; a threshold that is infinite has none."""
         self.width = width if math.isfinite(middle) else 0.0
         if self.width:
-            self._slope = 1 / self.width
-            self._middle.fill_(0.5 - self._slope * middle)
+            self._slope = N_SIGMOID / self.width
+            self._middle.fill_(-self._slope * middle)
             self._rise.fill_(self._slope)
 
-    def parts(self, ranks: Tensor) -> Tensor:
-        """How much is kept, 0 to 1, of weights of these ranks, float32 [c, ...], in their memory."""
-        if ranks.device.type == "cpu":  # both numbers in memory take several times as long there
-            torch.add(self._middle, ranks, alpha=self._slope, out=ranks)
+    def parts(self, latent: Tensor, sign: Tensor, *, out: Tensor) -> Tensor:
+        """How much is kept, 0 to 1, of weights with scores ``latent * sign``, float32 [c, ...] in memory ``out``."""
+        if out.device.type == "cpu":
+            torch.addcmul(self._middle, latent, sign, value=self._slope, out=out)
         else:
-            torch.addcmul(self._middle, ranks, self._rise, out=ranks)
-        return ranks.clamp_(0, 1)
+            torch.addcmul(self._middle, torch.mul(latent, sign, out=out), self._rise, out=out)
+        return F.hardsigmoid(out, inplace=True)
 
 
 def place_ramps(layers: Iterable[MaskedWeight], part: float) -> None:
