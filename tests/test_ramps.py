@@ -54,21 +54,7 @@ def test_weights_near_the_threshold_are_kept_in_part(stride: float) -> None:
         assert torch.equal(masked.method.masked(masked) / masked.base, (scores > threshold).float())
 
 
-def test_levels_are_kept_in_part_too() -> None:
-    masked = layer("coats")
-    masked.method.balance({"w": masked}, {"w": 0.3})
-    place_ramps([masked], 1.0)
-    with torch.no_grad():
-        masked.grade()
-        got, parts = masked.method.masked(masked).clone(), torch.empty(60, 50)
-        masked.ramp.parts(masked.latent, masked.sign, out=parts)
-    assert masked.graded.abs().unique().tolist() == [1, 2, 3]
-    assert torch.equal(got, parts * masked.graded)
-    assert ((parts > 0) & (parts < 1)).any()
-    assert (got.abs() > 1).any()
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("single", "coats")])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "single"])
 def test_other_methods_have_none(method: str) -> None:
     masked = layer(method)
     place_ramps([masked], 1.0)

@@ -2,7 +2,7 @@
 
     python tools/packed_table.py            # some five minutes on two cores; nothing else should run meanwhile; a
                                             # processor with AMX has a table of its own
-    python tools/packed_table.py --cuda     # a minute on a CUDA device
+    python tools/packed_table.py --cuda     # some three minutes on a CUDA device, half to compile
     python tools/packed_table.py --tables   # only the tables in docs/packed.md
 
 Needs 2 GB of memory for the dense rivals.

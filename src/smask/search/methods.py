@@ -25,7 +25,7 @@ INITIAL_WIDTH = 0.1
 # farther while the net is young never comes back, though all that it was judged by has changed since. Chosen on a part
 # of the training data of MNIST and Fashion-MNIST, as was the next. Searches of 5 epochs gain by both, of 20 no more.
 REACH = 0.02
-RAMP, RAMP_OF_COATS = 0.05, 0.02  # fifty and twenty of these steps
+RAMP = 0.05  # fifty of these steps
 # Steps of scales are this many times as long as those of scores: their best values change whenever masks do. With one
 # for each of scores the end is the same, at nearly the cost of masks; with one for four Fashion-MNIST may lose 0.1 %.
 PACE_OF_SCALES, N_BETWEEN_SCALES = 4.0, 2
@@ -238,7 +238,7 @@ METHODS: Mapping[str, Method] = {
             "coats",
             "smask: as single, and kept weights have the levels 1, 2 and 3, as in the three coats of Okoshi et al. "
             "(below), at the density of the end all along",
-            positive_scores, ramped, straight_through, **OWN, n_coats=3, falls=False, ramp=RAMP_OF_COATS,
+            positive_scores, above, straight_through, **OWN, n_coats=3, falls=False,
         ),
         Method(
             "threshold",
