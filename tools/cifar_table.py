@@ -30,7 +30,10 @@ SEARCHES = {
     "conv6, small": ("--arch conv6 --target-size 50kB --epochs 70", "79.2 % at ~52 kB"),
     "conv8, large": ("--arch conv8 --target-size 310kB --epochs 42", "85 % at ~310 kB"),
     "conv8, small": ("--arch conv8 --target-size 68kB --epochs 45", "80.9 % at ~68 kB"),
-    "resnet18": ("--arch resnet18 --target-size 900kB --epochs 100 --erase 8 --label-smoothing 0.1", "94.66 % at ~1.0 MB"),
+    "resnet18": (
+        "--arch resnet18 --target-size 900kB --epochs 100 --erase 8 --label-smoothing 0.1",
+        "94.66 % at ~1.0 MB",
+    ),
 }
 KEPT = ("accuracy", "loss", "n_test", "n_bytes", "n_plane_bytes", "n_float_bytes", "n_overhead_bytes", "n_weights",
         "n_kept", "digest", "epochs", "seed", "seconds_search")  # fmt: skip
