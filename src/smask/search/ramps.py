@@ -2,8 +2,8 @@
 
 A mask that is all or nothing changes whole weights at once, millions of them in every hundred steps of a deep net, and
 most of them by chance. On a ramp around the threshold a weight grows from nothing to its base, and its score moves it
-by as little as it moves itself. Ramps narrow in a line until masks are fixed: to end them at three quarters of the way
-lost two thirds of what they bring.
+by as little as it moves itself. Ramps narrow in a line until masks are fixed. What they bring, and where nothing, is in
+docs/searches.md.
 
 The parts are those of a clamped line (a hard sigmoid). That masks begin soft and harden is from Savarese, Silva and
 Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, whose sigmoids have a gradient of their own.
