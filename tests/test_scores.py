@@ -193,7 +193,7 @@ def test_no_score_sinks_out_of_reach(kind: str) -> None:
 
 def test_scales_step_faster_than_scores_where_the_method_says_so() -> None:
     """The first step of Adam is as long as its rate, whatever the gradient is."""
-    for method, pace in (("single", PACE_OF_SCALES), ("edge-popup", 1.0)):
+    for method, pace in (("coats", PACE_OF_SCALES), ("edge-popup", 1.0)):
         linear = torch.nn.Linear(4, 3, bias=False)
         masked = MaskedWeight(
             linear.weight, METHODS[method], kind="signed", seed=0, stream=0, per_channel=True, density=1.0, fan_in=4
@@ -325,5 +325,5 @@ def test_distances_between_scores_follow_the_rate(lr: float, n_steps: int, strid
         method.balance({"w": layer}, {"w": 0.5})
         if name == "single":
             assert float(layer.scores().min()) >= layer.threshold[0] - REACH * own - 1e-6
-        pace = optimizer_of([], [layer], lr=lr).param_groups[1]["pace"]
+        pace = optimizer_of([], [layer], lr=lr, n_steps=n_steps).param_groups[-1]["pace"]
         assert pace == pytest.approx(max(1.0, method.pace_of_scales / max(1.0, own)))

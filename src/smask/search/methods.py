@@ -24,8 +24,7 @@ INITIAL_WIDTH = 0.1
 # The farthest that a score may be below its threshold: twenty steps of Adam at the default rate. A weight that sinks
 # farther while the net is young never comes back, though all that it was judged by has changed since. Chosen on a part
 # of the training data of MNIST and Fashion-MNIST, as was the next. Searches of 5 epochs gain by both, of 20 no more.
-REACH = 0.02
-RAMP = 0.05  # fifty of these steps
+REACH, RAMP = 0.02, 0.05
 # Steps of scales are this many times as long as those of scores: their best values change whenever masks do. With one
 # for each of scores the end is the same, at nearly the cost of masks; with one for four Fashion-MNIST may lose 0.1 %.
 PACE_OF_SCALES, N_BETWEEN_SCALES = 4.0, 2
@@ -65,6 +64,7 @@ class Method:
         n_coats: Masks on one base; the level of a weight is how many of them it is in.
         flips: Whether a weight takes the sign of its latent instead of that of its base.
         ramp: Width of ramps, in scores, when a search over the seed begins, see :mod:`smask.search.ramps`.
+        decays: Whether scores over the seed decay, see :mod:`smask.search.optimizer`.
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
         pace_of_scales: Length of a step of scales over one of scores.
@@ -75,8 +75,7 @@ class Method:
         settle: Puts what is computed, not trained, into a layer, at refreshes and when levels are fixed.
         balance: Called at refreshes with the layers and the densities wanted now.
         wish: Layer to how much each of its weights is wanted, float32 [c, ...]; for methods that exchange some.
-        worth: Layer to what its sampled weights are worth, float32 [n], in one unit for all layers, for methods that
-            choose densities of layers by it; else layers keep what the caller's rule gives them.
+        worth: Layer to what its sampled weights are worth, float32 [n], by which layers share; else the rule says it.
     """
 
     name: str
@@ -88,6 +87,7 @@ class Method:
     n_coats: int = 1
     flips: bool = False
     ramp: float = 0.0
+    decays: bool = False
     falls: bool = True
     learns_scale: bool = True
     pace_of_scales: float = 1.0
@@ -232,7 +232,7 @@ METHODS: Mapping[str, Method] = {
             "smask: scores and straight-through gradient of Ramanujan et al. (below), ranked with their sign, so that "
             "a weight whose sign is wrong for it is given up, and never farther from the mask than REACH; a density "
             'that falls on the cubic curve of Zhu and Gupta, "To prune, or not to prune" (2017), and holds; on ramps',
-            positive_scores, ramped, straight_through, **OWN, ramp=RAMP,
+            positive_scores, ramped, straight_through, **OWN, ramp=RAMP, decays=True,
         ),
         Method(
             "coats",

@@ -1,4 +1,12 @@
-"""What updates all that a search trains: Adam, which takes longer steps with scales where the method wants that."""
+"""What updates all that a search trains: Adam, which takes longer steps with scales and lets scores decay where the
+method wants that.
+
+A score is a sum of steps since the beginning: without a decay a weight that was wanted while the net was young lies so
+far above its threshold in the end that nothing later can bring it down. Scores that decay are means over a part of the
+search. The decay is that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, section 2, and
+forgets the same part of a short and a long search, as Wang and Aitchison, "How to set AdamW's weight decay as you scale
+model and dataset size" (2024), find best for weights. What it brings is in docs/searches.md.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +17,21 @@ from torch import Tensor, nn
 
 from .scores import MaskedWeight
 
+# Of scores over a search at the rate of its start. Chosen on a narrow ResNet-18, a language model and MNIST; three
+# times as much is as good for the first and the last, and costs the language model 0.03 bits a byte.
+DECAY = 3.0
+# In a step, over the learning rate, at most: short searches have nothing to forget.
+MOST_DECAY = 1.0
 
-def optimizer_of(others: Iterable[nn.Parameter], layers: Iterable[MaskedWeight], *, lr: float) -> torch.optim.Optimizer:
+
+def decay_of(layer: MaskedWeight, *, lr: float, n_steps: int) -> float:
+    """Part of a score that goes in a step, over the rate of that step; none of scores over a trained weight."""
+    return min(MOST_DECAY, DECAY / (lr * n_steps)) if layer.method.decays and layer.origin is None else 0.0
+
+
+def optimizer_of(
+    others: Iterable[nn.Parameter], layers: Iterable[MaskedWeight], *, lr: float, n_steps: int
+) -> torch.optim.Optimizer:
     """Fused Adam over what requires a gradient; the entry ``pace`` of a group is a factor of its rate.
 
     A step of a score counts beside the distances between scores, which may follow the rate. One of a scale is what it
@@ -22,18 +43,20 @@ def optimizer_of(others: Iterable[nn.Parameter], layers: Iterable[MaskedWeight],
     device = layers[0].scale.device
     there = device.type == "cuda"
     pace = max(1.0, layers[0].method.pace_of_scales / max(1.0, layers[0].stride))
-    groups = (
-        ([*others, *(layer.latent for layer in layers)], 1.0),
-        ([layer.scale for layer in layers], pace),
-    )
-    return torch.optim.Adam(
+    latents: dict[float, list[nn.Parameter]] = {0.0: [*others]}
+    for layer in layers:
+        latents.setdefault(decay_of(layer, lr=lr, n_steps=n_steps), []).append(layer.latent)
+    groups = [(some, 1.0, decay) for decay, some in latents.items()]
+    groups += [([layer.scale for layer in layers], pace, 0.0)]
+    return torch.optim.AdamW(
         [
             {
                 "params": [p for p in some if p.requires_grad],
                 "pace": pace,
                 "lr": torch.tensor(lr * pace, device=device) if there else lr * pace,
+                "weight_decay": decay,
             }
-            for some, pace in groups
+            for some, pace, decay in groups
         ],
         fused=True,
         capturable=there,
