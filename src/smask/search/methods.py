@@ -23,7 +23,7 @@ from .scores import TEMPERATURE, MaskedWeight
 INITIAL_WIDTH = 0.1
 # The farthest that a score may be below its threshold: twenty steps of Adam at the default rate. A weight that sinks
 # farther while the net is young never comes back, though all that it was judged by has changed since. Chosen on a part
-# of the training data of MNIST and Fashion-MNIST, as the width of ramps. Searches of 5 epochs gain by both, of 20 no more.
+# of the training data of MNIST and Fashion-MNIST, as the next. Searches of 5 epochs gain by both, of 20 no more.
 REACH, RAMP = 0.02, 0.05
 # Steps of scales are this many times as long as those of scores: their best values change whenever masks do. With one
 # for each of scores the end is the same, at nearly the cost of masks; with one for four Fashion-MNIST may lose 0.1 %.
