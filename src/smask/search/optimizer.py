@@ -1,7 +1,7 @@
 """What updates all that a search trains: Adam, which takes longer steps with scales and lets scores decay where the
 method wants that.
 
-A score without a decay is a sum of all steps since the beginning; scores that decay are means over a part of the search.
+A score without a decay is a sum of all steps since the beginning; scores that decay are means over a part of it.
 The decay is that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, section 2, and
 forgets the same part of a short and a long search, as Wang and Aitchison, "How to set AdamW's weight decay as you scale
 model and dataset size" (2024), find best for weights. What it brings is in docs/searches.md.
