@@ -171,7 +171,7 @@ class MaskedWeight:
         """Hands the gradient of the written weight on to latents and, where it is their turn, to the scale.
 
         To be called without gradients (``torch.no_grad``). That of the latents leaves out the scale, the same for a
-        whole channel: Adam's step does not depend on it.
+        whole channel: Adam's step does not depend on it, and Muon's was chosen without it.
         """
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the module took no part in this pass

@@ -1,0 +1,99 @@
+"""Muon: steps that are as long in every direction of a matrix, for scores of convolutions.
+
+Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024): the running mean of the gradients of a
+matrix is replaced by an orthogonal matrix near it, so that what few inputs have in common moves scores as far as what
+most of them have. Its rate that of Adam times a factor of the shape is from Liu et al., "Muon is Scalable for LLM
+Training" (2025), section 2.2. ``torch.optim.Muon`` takes matrices only, on one process, and reads its rate from memory
+in every step, which recorded steps (:mod:`smask.search.recording`) forbid.
+
+What it brings, and where nothing, is in docs/searches.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .scores import MaskedWeight
+
+# Of a running mean; Jordan et al. have the same.
+MOMENTUM = 0.95
+# Root mean square of a step over the rate. Of 0.2 (Liu et al.), 0.6 and 1.6 the middle one found the best masks.
+STEP = 0.6
+# The quintic and how often it is applied, of Jordan et al.: singular values end between 0.68 and 1.13.
+COEFFICIENTS, N_STEPS = (3.4445, -4.7750, 2.0315), 5
+TINY = torch.finfo(torch.float32).tiny
+
+
+def orthogonal(matrix: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest matrix with orthogonal rows or columns, by its singular value decomposition.
+
+    Args:
+        matrix: float32 [R, K], of full rank.
+        dtype: Of the result; the decomposition is in float32.
+    """
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return torch.mm(left, right).to(dtype)
+
+
+def orthogonal_by_products(matrix: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The same but for singular values near 1, by matrix products alone (Newton-Schulz iterations).
+
+    Args:
+        matrix: float32 [R, K]; one of zeros stays that.
+        dtype: Of the products and the result.
+    """
+    a, b, c = COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x: Tensor = torch.div(matrix, torch.linalg.vector_norm(matrix).clamp(min=TINY)).to(dtype)
+    x = x.T if is_tall else x
+    for _ in range(N_STEPS):
+        square = torch.mm(x, x.T)
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.T if is_tall else x
+
+
+class AdamMuon(torch.optim.AdamW):
+    """Fused AdamW; parameters of groups with ``muon`` take steps of Muon.
+
+    Args:
+        groups: Of parameters, each with an entry ``muon``.
+        layers: Those whose latents are in these groups.
+        dtype: Of the products of Muon.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], layers: Iterable[MaskedWeight], *, dtype: torch.dtype, capturable: bool
+    ) -> None:
+        super().__init__(groups, fused=True, capturable=capturable)
+        # Where gradients of float16 overflow all of a step is left out, not only the part of fused Adam, which could
+        # do that by itself.
+        self._step_supports_amp_scaling = False
+        self._layers: Mapping[nn.Parameter, MaskedWeight] = {layer.latent: layer for layer in layers}
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all parameters that have a gradient; those of Muon have none after it."""
+        for group in self.param_groups:
+            for parameter in group["params"] if group["muon"] else ():
+                if parameter.grad is not None:
+                    self._turn(parameter, group["lr"], group["weight_decay"])
+                    parameter.grad = None
+        return super().step(closure)
+
+    def _turn(self, latent: nn.Parameter, lr: float | Tensor, decay: float) -> None:
+        state, layer, gradient = self.state[latent], self._layers[latent], latent.grad
+        if not state:
+            state["momentum"] = torch.zeros_like(latent)
+        assert gradient is not None
+        mean = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        # As Nesterov has it: the newest gradient counts once more.
+        ahead = layer.whole(gradient.lerp_(mean, MOMENTUM)).flatten(1)
+        turned = layer.part(orthogonal_by_products(ahead, dtype=self._dtype)).to(torch.float32)
+        latent.mul_(1 - lr * decay)
+        latent.sub_(turned.view_as(latent).mul_(lr * (STEP * math.sqrt(max(ahead.shape)))))
