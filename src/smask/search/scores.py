@@ -3,7 +3,7 @@
 A score s says how much a weight is wanted. What is trained is the latent v = s * sign(base): where the mask's own
 derivative is taken as one, the gradient of the loss in v is the gradient in the weight itself (times |base|, which is 1
 for the signed base), so that the backward pass costs nothing, and Adam, whose step does not depend on the sign of a
-coordinate, moves exactly as it would on s.
+coordinate, moves exactly as it would on s. Muon turns matrices of latents, as it would those of trained weights.
 
 The module keeps its own weight parameter. Before a pass the masked weights are written into it; after the backward
 pass its gradient is handed on to latents and scale. Autograd sees an ordinary module, whatever that module is.
