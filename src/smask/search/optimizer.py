@@ -34,8 +34,8 @@ def decay_of(layer: MaskedWeight, *, lr: float, n_steps: int) -> float:
 def turns(layer: MaskedWeight) -> bool:
     """Whether scores take steps of Muon: those of convolutions of more than one channel, not over a trained weight.
 
-    Its products cost as much as some five passes of as many positions as there are channels: nothing beside a
-    convolution, and several times the rest of a step of a perceptron.
+    Its products cost about as much as passes, forward and backward, of three to five positions for each channel: little
+    beside the thousands of positions of a batch of images, and several times the rest of a step of a perceptron.
     """
     return layer.method.turns and layer.origin is None and len(layer.shape) > 2 and layer.shape[1] > 1
 
