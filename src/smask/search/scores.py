@@ -3,7 +3,7 @@
 A score s says how much a weight is wanted. What is trained is the latent v = s * sign(base): where the mask's own
 derivative is taken as one, the gradient of the loss in v is the gradient in the weight itself (times |base|, which is 1
 for the signed base), so that the backward pass costs nothing, and Adam, whose step does not depend on the sign of a
-coordinate, moves exactly as it would on s. Muon turns matrices of latents, as it would those of trained weights.
+coordinate, moves exactly as it would on s.
 
 The module keeps its own weight parameter. Before a pass the masked weights are written into it; after the backward
 pass its gradient is handed on to latents and scale. Autograd sees an ordinary module, whatever that module is.
@@ -171,7 +171,7 @@ class MaskedWeight:
         """Hands the gradient of the written weight on to latents and, where it is their turn, to the scale.
 
         To be called without gradients (``torch.no_grad``). That of the latents leaves out the scale, the same for a
-        whole channel: Adam's step does not depend on it, and Muon's was chosen without it.
+        whole channel: Adam's step does not depend on it.
         """
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the module took no part in this pass
