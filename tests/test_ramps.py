@@ -12,15 +12,20 @@ from smask.search.densities import layer_densities
 from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS
 from smask.search.objective import Objective
-from smask.search.ramps import Ramp, place_ramps
+from smask.search.ramps import PART_OF_FEW, Ramp, place_ramps
 from smask.search.schedule import Schedule
-from smask.search.scores import MaskedWeight
+from smask.search.scores import N_FEW, MaskedWeight
 from smask.search.steps import N_REFRESH, Search
 from smask.search.weights import Maskable, maskable
 
 
-def layer(method: str = "single", *, origin: torch.Tensor | None = None, stride: float = 1.0) -> MaskedWeight:
-    weights, origins = {"w": Maskable(nn.Parameter(torch.empty(60, 50)), 50)}, {} if origin is None else {"w": origin}
+def layer(
+    method: str = "single", *, origin: torch.Tensor | None = None, stride: float = 1.0, n_row: int = 80
+) -> MaskedWeight:
+    weights, origins = (
+        {"w": Maskable(nn.Parameter(torch.empty(60, n_row)), 50)},
+        {} if origin is None else {"w": origin},
+    )
     return masked_weights(weights, {"w": 0.3}, METHODS[method], origins=origins, stride=stride)["w"]
 
 
@@ -54,6 +59,15 @@ def test_weights_near_the_threshold_are_kept_in_part(stride: float) -> None:
         assert torch.equal(masked.method.masked(masked) / masked.base, (scores > threshold).float())
 
 
+def test_ramps_of_rows_with_few_weights_end_sooner() -> None:
+    few, many = layer(n_row=N_FEW - 1), layer(n_row=N_FEW)
+    widths = []
+    for part in (1.0, 0.7, 1 - PART_OF_FEW, 0.1, 0.0):
+        place_ramps([few, many], part)
+        widths += [(few.ramp.width / METHODS["single"].ramp, many.ramp.width / METHODS["single"].ramp)]
+    assert widths == [pytest.approx(pair) for pair in ((1, 1), (0.5, 0.7), (0, 0.4), (0, 0.1), (0, 0))]
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "single"])
 def test_other_methods_have_none(method: str) -> None:
     masked = layer(method)
@@ -62,7 +76,7 @@ def test_other_methods_have_none(method: str) -> None:
 
 
 def test_masks_of_trained_weights_have_none() -> None:
-    masked = layer(origin=torch.randn(60, 50))
+    masked = layer(origin=torch.randn(60, 80))
     place_ramps([masked], 1.0)
     assert masked.ramp.width == 0
 
@@ -79,7 +93,7 @@ def test_ramps_narrow_until_masks_are_fixed() -> None:
 
 def test_a_search_ends_with_whole_weights() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5))
+    model = nn.Sequential(nn.Linear(20, 70), nn.ReLU(), nn.Linear(70, 5))
     weights = maskable(model)
     densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=0.2)
     layers = masked_weights(weights, densities, METHODS["single"])

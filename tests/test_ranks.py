@@ -50,6 +50,15 @@ def net(kind: str) -> nn.Module:
         return convolutional(data(), features=7, dropout=0.1)
     mean, std = data().statistics()
     torch.manual_seed(0)
+    if kind == "deep":  # convolutions whose rows do not halve, and one of a single row
+        layers = [
+            {"op": "normalize", "mean": mean, "std": std},
+            {"op": "conv2d", "inputs": 1, "outputs": 12, "kernel": 3}, "relu",
+            {"op": "conv2d", "inputs": 12, "outputs": 7, "kernel": 3}, "relu",
+            {"op": "conv2d", "inputs": 7, "outputs": 1, "kernel": 1}, "flatten",
+            {"op": "linear", "inputs": 16, "outputs": 10},
+        ]  # fmt: skip
+        return architectures.build({"layers": layers})
     # 33 rows do not halve.
     return architectures.build(named_nets.architecture("mlp:64-33-10", input_shape=(1, 8, 8), mean=mean, std=std))
 
@@ -165,6 +174,12 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
             group=group, precision="bf16",
         ),
     }  # fmt: skip
+    models["deep"] = search("deep", group=group, method="single")
+    held = Held(20)
+    models["deep-shard"] = search("deep", group=group, method="single", shard=True, checkpoints=held)
+    models["deep-shard-resumed"] = search(
+        "deep", group=group, method="single", shard=True, checkpoints=Held(0, held.held)
+    )
     texts["accuracy"] = [at.accuracy for at in seen]
     for name, shard in (("cnn", False), ("cnn-shard", True)):
         step = 40  # a step at which sharded searches look at the clock, with masks fixed
@@ -232,7 +247,7 @@ def texts_of(results: Path, rank: int) -> dict[str, Any]:
 
 def test_both_ranks_have_the_same(results: Path) -> None:
     names = sorted(path.name[:-2] for path in results.glob("*-0") if path.suffix != ".json")
-    assert len(names) == 20
+    assert len(names) == 23
     for name in names:
         assert (results / f"{name}-0").read_bytes() == (results / f"{name}-1").read_bytes(), name
 
@@ -250,6 +265,15 @@ def test_two_ranks_find_what_one_finds(results: Path, name: str, options: dict[s
         one, other = alone.state_dict()[layer], shared.state_dict()[layer]
         assert ((one != 0) == (other != 0)).float().mean() > 0.98, layer
     assert score(shared, data()).accuracy == pytest.approx(score(alone, data()).accuracy, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["deep", "deep-shard"])
+def test_orthogonal_steps_on_two_ranks(results: Path, name: str) -> None:
+    """A matrix whose rows lie on two ranks takes the steps of the whole matrix; 0.98 of the second if it did not."""
+    alone, shared = search("deep", method="single"), smask.load((results / f"{name}-0").read_bytes())
+    for layer in recipe_of(alone).coded:
+        one, other = alone.state_dict()[layer], shared.state_dict()[layer]
+        assert ((one != 0) == (other != 0)).float().mean() > 0.99, layer
 
 
 def test_rows_of_a_trained_base(results: Path) -> None:
@@ -281,7 +305,7 @@ def test_norms_and_dropout(results: Path, name: str) -> None:
         assert float((one - other).norm() / one.norm()) < 0.3
 
 
-@pytest.mark.parametrize("name", ["cnn", "cnn-shard"])
+@pytest.mark.parametrize("name", ["cnn", "cnn-shard", "deep-shard"])
 def test_resumed_ranks_end_in_the_same_bytes(results: Path, name: str) -> None:
     assert (results / f"{name}-0").read_bytes() == (results / f"{name}-resumed-0").read_bytes()
 

@@ -1,8 +1,7 @@
 """Search methods: one table, one record of functions each; how scores begin, become weights, and get gradients.
 
 What all share is not in the papers: Adam, scores ranked by a sampled threshold instead of a sort, exact counts once at
-the end, learned scales and biases unless the caller wants none. What ``auto`` is says
-:mod:`smask.search.choice`.
+the end, learned scales and biases unless the caller wants none. What ``auto`` is says :mod:`smask.search.choice`.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Method:
         n_coats: Masks on one base; the level of a weight is how many of them it is in.
         flips: Whether a weight takes the sign of its latent instead of that of its base.
         ramp: Width of ramps, in scores, when a search over the seed begins, see :mod:`smask.search.ramps`.
-        decays: Whether scores over the seed decay, see :mod:`smask.search.optimizer`.
+        decays, turns: Whether scores over the seed decay; and are moved by Muon, see :mod:`smask.search.optimizer`.
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
         pace_of_scales: Length of a step of scales over one of scores.
@@ -88,6 +87,7 @@ class Method:
     flips: bool = False
     ramp: float = 0.0
     decays: bool = False
+    turns: bool = False
     falls: bool = True
     learns_scale: bool = True
     pace_of_scales: float = 1.0
@@ -232,7 +232,7 @@ METHODS: Mapping[str, Method] = {
             "smask: scores and straight-through gradient of Ramanujan et al. (below), ranked with their sign, so that "
             "a weight whose sign is wrong for it is given up, and never farther from the mask than REACH; a density "
             'that falls on the cubic curve of Zhu and Gupta, "To prune, or not to prune" (2017), and holds; on ramps',
-            positive_scores, ramped, straight_through, **OWN, ramp=RAMP, decays=True,
+            positive_scores, ramped, straight_through, **OWN, ramp=RAMP, decays=True, turns=True,
         ),
         Method(
             "coats",

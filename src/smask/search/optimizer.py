@@ -1,5 +1,5 @@
-"""What updates all that a search trains: Adam, which takes longer steps with scales and lets scores decay where the
-method wants that.
+"""What updates all that a search trains: Adam, which takes longer steps with scales; where the method wants that, Muon
+for scores of convolutions, and scores that decay.
 
 A score without a decay is a sum of all steps since the beginning; scores that decay are means over a part of it.
 The decay is that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, section 2, and
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .muon import AdamMuon
 from .scores import MaskedWeight
 
 # Of scores over a search at the rate of its start. Chosen on a narrow ResNet-18, a language model and MNIST; three
@@ -21,6 +22,8 @@ from .scores import MaskedWeight
 DECAY = 3.0
 # In a step, over the learning rate, at most. Nothing above was tried in searches of less than 2,900 steps.
 MOST_DECAY = 1.0
+# What is kept of a parameter.
+ADAM, MUON = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
 
 
 def decay_of(layer: MaskedWeight, *, lr: float, n_steps: int) -> float:
@@ -28,36 +31,55 @@ def decay_of(layer: MaskedWeight, *, lr: float, n_steps: int) -> float:
     return min(MOST_DECAY, DECAY / (lr * n_steps)) if layer.method.decays and layer.origin is None else 0.0
 
 
+def turns(layer: MaskedWeight) -> bool:
+    """Whether scores take steps of Muon: those of convolutions whose rows are long, not over a trained weight.
+
+    Rows of few weights are no directions of many: the first convolution of a ResNet-18 learned worse by it.
+
+    Its products cost about as much as passes, forward and backward, of three to five positions for each channel: little
+    beside the thousands of positions of a batch of images, and several times the rest of a step of a perceptron.
+    """
+    return layer.method.turns and layer.origin is None and len(layer.shape) > 2 and not layer.has_few
+
+
 def optimizer_of(
-    others: Iterable[nn.Parameter], layers: Iterable[MaskedWeight], *, lr: float, n_steps: int
+    others: Iterable[nn.Parameter],
+    layers: Iterable[MaskedWeight],
+    *,
+    lr: float,
+    n_steps: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """Fused Adam over what requires a gradient; the entry ``pace`` of a group is a factor of its rate.
+    """Adam and Muon over what requires a gradient; the entry ``pace`` of a group is a factor of its rate.
 
     A step of a score counts beside the distances between scores, which may follow the rate. One of a scale is what it
     is: then a higher rate does not make it longer, unless it were shorter than those of scores.
 
-    On a CUDA device rates lie there, so that a recorded step sees them change.
+    On a CUDA device rates lie there, so that a recorded step sees them change. The products of Muon are in ``dtype``.
     """
     layers = [*layers]
     device = layers[0].scale.device
     there = device.type == "cuda"
     pace = max(1.0, layers[0].method.pace_of_scales / max(1.0, layers[0].stride))
-    latents: dict[float, list[nn.Parameter]] = {0.0: [*others]}
+    latents: dict[tuple[float, bool], list[nn.Parameter]] = {(0.0, False): [*others]}
     for layer in layers:
-        latents.setdefault(decay_of(layer, lr=lr, n_steps=n_steps), []).append(layer.latent)
-    groups = [(some, 1.0, decay) for decay, some in latents.items()]
-    groups += [([layer.scale for layer in layers], pace, 0.0)]
-    return torch.optim.AdamW(
+        kind = (decay_of(layer, lr=lr, n_steps=n_steps), turns(layer))
+        latents.setdefault(kind, []).append(layer.latent)
+    groups = [(some, 1.0, decay, muon) for (decay, muon), some in latents.items()]
+    groups += [([layer.scale for layer in layers], pace, 0.0, False)]
+    return AdamMuon(
         [
             {
                 "params": [p for p in some if p.requires_grad],
                 "pace": pace,
                 "lr": torch.tensor(lr * pace, device=device) if there else lr * pace,
                 "weight_decay": decay,
+                "muon": muon,
             }
-            for some, pace, decay in groups
+            for some, pace, decay, muon in groups
         ],
-        fused=True,
+        [layer for layer in layers if turns(layer)],
+        dtype=dtype,
         capturable=there,
     )
 
@@ -84,7 +106,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def moments_of(optimizer: torch.optim.Optimizer, rows: Mapping[int, MaskedWeight]) -> dict[str, Tensor]:
-    """The state of Adam, ``adam.PLACE.PART``, not copied.
+    """The state of Adam and of Muon, ``adam.PLACE.PART``, not copied.
 
     Args:
         optimizer: It.
@@ -112,9 +134,14 @@ def restore_moments(
             _, place, part = name.split(".")
             moments.setdefault(int(place), {})[part] = tensor
     parameters = parameters_of(optimizer)
+    turned = {parameter for group in optimizer.param_groups if group["muon"] for parameter in group["params"]}
     for index, parts in moments.items():
+        parameter = parameters[index]
         if index in rows:
             parts |= {part: rows[index].part(tensor) for part, tensor in parts.items() if tensor.dim()}
-        if {*parts} != {"step", "exp_avg", "exp_avg_sq"} or parts["exp_avg"].shape != parameters[index].shape:
+        expected, mean = (MUON, "momentum") if parameter in turned else (ADAM, "exp_avg")
+        if {*parts} != expected or parts[mean].shape != parameter.shape:
             raise ValueError(f"moments of parameter {index}")
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        optimizer.state[parameter] = {
+            part: tensor.to(parameter.device, torch.float32, copy=True) for part, tensor in parts.items()
+        }

@@ -40,6 +40,11 @@ class Precision:
         """Whether steps are decided by values of gradients."""
         return self._scaler.is_enabled()
 
+    @property
+    def products(self) -> torch.dtype:
+        """Of products outside the model: float16 would not do where sums are large."""
+        return torch.float32 if self._dtype == torch.float32 else torch.bfloat16
+
     def passes(self) -> AbstractContextManager[object]:
         """Around a pass through the model."""
         if self._dtype == torch.float32:

@@ -3,7 +3,7 @@
 A score s says how much a weight is wanted. What is trained is the latent v = s * sign(base): where the mask's own
 derivative is taken as one, the gradient of the loss in v is the gradient in the weight itself (times |base|, which is 1
 for the signed base), so that the backward pass costs nothing, and Adam, whose step does not depend on the sign of a
-coordinate, moves exactly as it would on s.
+coordinate, moves exactly as it would on s. Muon turns matrices of latents, as it would those of trained weights.
 
 The module keeps its own weight parameter. Before a pass the masked weights are written into it; after the backward
 pass its gradient is handed on to latents and scale. Autograd sees an ordinary module, whatever that module is.
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # Where masks have probabilities: so far above its threshold, fifty default steps of Adam, a score is kept with 73 %.
 TEMPERATURE = 0.05
+# Rows of fewer weights have few (ramps): the 27 of a first convolution are, 144 are not. The 16 and 32 of shortcuts,
+# beside another path, did not matter.
+N_FEW = 64
 # Too small to change any other scale, and the smallest that no processor flushes to zero.
 TINY = torch.finfo(torch.float32).tiny
 
@@ -147,6 +150,11 @@ class MaskedWeight:
         """Number of weights, on all ranks."""
         return math.prod(self.shape)
 
+    @property
+    def has_few(self) -> bool:
+        """Whether each of the weights of a row matters to it."""
+        return math.prod(self.shape[1:]) < N_FEW
+
     def part_of_all(self, density: float) -> float:
         """Kept weights over all weights, those without a base among them."""
         return density * self.n_usable / max(1, self.n_weights)
@@ -171,7 +179,7 @@ class MaskedWeight:
         """Hands the gradient of the written weight on to latents and, where it is their turn, to the scale.
 
         To be called without gradients (``torch.no_grad``). That of the latents leaves out the scale, the same for a
-        whole channel: Adam's step does not depend on it.
+        whole channel: Adam's step does not depend on it, and Muon's was chosen without it.
         """
         gradient, self.parameter.grad = self.parameter.grad, None
         if gradient is None:  # the module took no part in this pass

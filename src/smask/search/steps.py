@@ -44,9 +44,8 @@ class Search:
         self.precision, self.ranks = precision or Precision("fp32", device), ranks or Ranks(None, device)
         masked, self.method = {id(one.parameter) for one in layers.values()}, next(iter(layers.values())).method
         self._others = {name: p for name, p in model.named_parameters() if id(p) not in masked}
-        self.optimizer = optimizer_of(
-            self._others.values(), layers.values(), lr=schedule.lr, n_steps=schedule.n_steps
-        )  # fmt: skip
+        lr, n_steps, dtype = schedule.lr, schedule.n_steps, self.precision.products
+        self.optimizer = optimizer_of(self._others.values(), layers.values(), lr=lr, n_steps=n_steps, dtype=dtype)
         self.levels: dict[str, Tensor] = {}
         self._recorder = self._new_recorder(device) if record else None
 
@@ -131,7 +130,7 @@ class Search:
         self.prepare(refresh=not self.levels and self.done % N_REFRESH == 0)
         set_rate(self.optimizer, self.schedule.rate(self.done))
         if self._recorder:
-            on_ramp = any(layer.ramp.width for layer in self.layers.values())
+            on_ramp = tuple(layer.ramp.width > 0 for layer in self.layers.values())
             kind = (bool(self.levels), self.done % self.method.n_between_scales, on_ramp)
             total = self._recorder.step(kind, batch, objective, seen)
         else:
