@@ -3,10 +3,10 @@
     python tools/step_cost.py
     python tools/step_cost.py --device cuda --precision bf16 --net conv6:128:single --net resnet18:128:single
 
-All three train the same net on the same batch with the same fused Adam. The sorting step is the reference edge-popup
-of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every forward pass. Nets are built several
-times, since where their memory lies moves a step by some percent. `single` and `coats` are what `auto` is, with one
-level of kept weights and with three.
+All three train the same net on the same batch, with fused Adam but for scores that a search moves by Muon. The sorting
+step is the reference edge-popup of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every
+forward pass. Nets are built several times, since where their memory lies moves a step by some percent. `single` and
+`coats` are what `auto` is, with one level of kept weights and with three.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def find_masks(
             ``threshold`` chooses by itself.
         first_density, last_density: Densities of the first and last layer, in (0, 1].
         epochs: Passes over the batches.
-        lr: Learning rate of Adam at the start; it follows half a cosine to zero.
+        lr: Learning rate of Adam and Muon at the start; it follows half a cosine to zero.
         seed: Of the base weights and of the search, 0 to 2**64 - 1.
         base: ``signed``, ``uniform`` or ``normal``.
         scale: ``channel`` or ``tensor``.

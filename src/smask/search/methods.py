@@ -1,7 +1,7 @@
 """Search methods: one table, one record of functions each; how scores begin, become weights, and get gradients.
 
-What all share is not in the papers: Adam, scores ranked by a sampled threshold instead of a sort, exact counts once at
-the end, learned scales and biases unless the caller wants none. What ``auto`` is says :mod:`smask.search.choice`.
+What all share is not in the papers: Adam (beside Muon), scores ranked by a sampled threshold instead of a sort, exact
+counts once at the end, learned scales and biases unless the caller wants none. ``auto``: :mod:`smask.search.choice`.
 """
 
 from __future__ import annotations

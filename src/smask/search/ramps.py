@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 N_SIGMOID = 6.0
 # Ramps of rows with few weights end after this part of the way. Some of a row's weights are on the ramp to its end, and
 # become whole or nothing at once: in sums of many that is lost in the noise, but the first convolution of a ResNet-18,
-# 27 weights a row, made 0.12 of the 0.14 by which the loss rose, and the other 20 layers together the rest.
+# 27 weights a row, by itself made 0.12 of the 0.14 by which the loss rose; none of the 20 other layers made 0.003.
 PART_OF_FEW = 0.6
 
 

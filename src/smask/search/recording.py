@@ -20,7 +20,8 @@ from .objective import Objective
 
 # Steps of a kind that are run before one is recorded: libraries choose and allocate at first.
 N_BEFORE = 3
-# Kinds that are recorded: masks searched and fixed, with and without scales; more are inputs of many lengths.
+# Kinds that are recorded: masks searched and fixed, on ramps and off, with and without scales; more are inputs of many
+# lengths.
 N_KINDS = 16
 
 Batch = Sequence[tuple[Any, Any]]
