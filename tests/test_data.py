@@ -146,7 +146,7 @@ def test_batches_are_seeded_and_cover_the_data(digits_data: data.Dataset) -> Non
     assert sorted(epoch(whole).tolist()) == sorted(digits_data.y_train.tolist())
 
 
-@pytest.mark.parametrize("changes", [{}, {"shift": 2, "flip": True}, {"erase": 5}])
+@pytest.mark.parametrize("changes", [{}, {"shift": 2, "flip": True}, {"erase": 5}, {"cutmix": 0.5}])
 def test_channels_last_is_the_same_in_another_order_of_memory(changes: dict) -> None:
     x = torch.arange(40 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(40, 3, 8, 6)
     dataset = data.Dataset("test", x, torch.arange(40), x[:2], torch.arange(2))
@@ -159,47 +159,6 @@ def test_channels_last_is_the_same_in_another_order_of_memory(changes: dict) -> 
         assert one.is_contiguous()
         assert same.is_contiguous(memory_format=torch.channels_last)
         assert not same.is_contiguous()
-
-
-def test_shifted_images() -> None:
-    x = torch.arange(2 * 3 * 7 * 9).float().view(2, 3, 7, 9)
-    moved = data.shifted(x, 2, torch.Generator().manual_seed(4))
-    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
-    for image in range(2):
-        candidates = [padded[image, :, r : r + 7, c : c + 9] for r in range(5) for c in range(5)]
-        assert sum(torch.equal(moved[image], candidate) for candidate in candidates) == 1
-
-
-@pytest.mark.parametrize("n_pixels", [1, 4, 7])
-def test_images_without_a_square(n_pixels: int) -> None:
-    x = 1 + torch.rand(500, 3, 7, 9)
-    mean = torch.tensor([-1.0, -2.0, -3.0])[:, None, None]
-    less = data.erased(x, n_pixels, mean, torch.Generator().manual_seed(4))
-    hidden = (less == mean).all(1)
-    assert torch.equal(torch.where(hidden[:, None], mean, x), less)
-    sizes, centres = set(), set()
-    for image in hidden:
-        rows, columns = (image.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
-        assert torch.equal(image.nonzero(), torch.cartesian_prod(torch.tensor(rows), torch.tensor(columns)))
-        assert len(rows) == rows[-1] - rows[0] + 1
-        sizes.add((len(rows), len(columns)))
-        centres.add((rows[0], columns[0]))
-    most = (n_pixels, n_pixels)  # less where a part of a square lies outside, but never less than a quarter
-    assert max(sizes) == most
-    assert min(sizes) >= (-(-n_pixels // 2), -(-n_pixels // 2))
-    assert len(centres) > 20
-
-
-def test_erased_squares_are_of_the_mean() -> None:
-    x = torch.tensor([10, 200, 30], dtype=torch.uint8)[None, :, None, None].expand(40, 3, 8, 8).contiguous()
-    x[::4, 1] = 100
-    dataset = data.Dataset("test", x, torch.arange(40) % 2, x[:2], torch.arange(2))
-    batches = data.Batches(dataset, batch_size=40, seed=1, erase=4)
-    got = next(iter(batches))[0] * 255
-    assert {round(v) for v in got[:, 1].unique().tolist()} == {100, 175, 200}
-    assert {round(v) for v in got[:, 0].unique().tolist()} == {10}
-    same, other = (data.Batches(dataset, batch_size=40, seed=1, erase=n) for n in (4, 5))
-    assert batches.fingerprint() == same.fingerprint() != other.fingerprint()
 
 
 def test_mnist_as_distributed(real_data: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from smask.cli.main import main
 from smask.errors import ArgumentError, DataError
 from smask.readers.reading import Reading, remembered
-from smask.search.data import Batches, Dataset, load_dataset, mirrored
+from smask.search.data import load_dataset
 
 
 def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 4), value: int = 0) -> Path:
@@ -189,18 +189,6 @@ def test_without_pillow_it_says_what_to_install(folder: Path, monkeypatch: pytes
     assert "pip install 'smask[images]'" in caught.value.reason
 
 
-def test_mirrored_images() -> None:
-    x = torch.arange(60 * 2 * 3 * 5).view(60, 2, 3, 5)
-    turned = mirrored(x, torch.Generator().manual_seed(1))
-    same = [torch.equal(a, b) for a, b in zip(turned, x, strict=True)]
-    assert 15 < sum(same) < 45
-    assert all(torch.equal(a, b.flip(2)) for a, b, s in zip(turned, x, same, strict=True) if not s)
-    data = Dataset("d", x.byte(), torch.arange(60) % 2, x.byte(), torch.arange(60) % 2)
-    one, two, plain = (Batches(data, batch_size=60, seed=0, flip=flip) for flip in (True, True, False))
-    assert torch.equal(next(iter(one))[0], next(iter(two))[0])
-    assert one.fingerprint() == two.fingerprint() != plain.fingerprint()
-
-
 @pytest.mark.parametrize(
     "reading",
     [
@@ -246,3 +234,5 @@ def test_on_the_command_line(
     assert main(["encode", "--flip", "--data", "digits", "--image-size", "x", "-q"]) == 2
     assert main(["encode", "--erase", "9", "--data", "digits", "-q"]) == 2
     assert "1 to 8, the size of images" in capsys.readouterr().err
+    assert main(["encode", "--cutmix", "1.5", "--data", "digits", "-q"]) == 2
+    assert "a chance from 0 to 1" in capsys.readouterr().err

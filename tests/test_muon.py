@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from smask.search import muon
 from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS
 from smask.search.muon import COEFFICIENTS, MOMENTUM, N_STEPS, STEP, orthogonal, orthogonal_by_products
@@ -108,6 +109,40 @@ def test_as_torch(shape: tuple[int, ...]) -> None:
         their_step = flat.detach() - before[0] * (1 - rate * decay)
         our_step = (masked.latent.detach() - before[1] * (1 - rate * decay)).flatten(1)
         assert float((our_step - their_step * (STEP / 0.2)).norm()) < 0.05 * float(our_step.norm())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several layers at a time take the steps that they take one after the other, recorded too."""
+    shapes = [(64, 64, 3, 3), (128, 64, 3, 3), (256, 256, 3, 3), (512, 256, 3, 3), (32, 512, 1, 1), (512, 512, 3, 3)]
+
+    def found(n_streams: int, *, record: bool) -> list[Tensor]:
+        monkeypatch.setattr(muon, "N_STREAMS", n_streams)
+        weights = {str(i): Maskable(nn.Parameter(torch.empty(s, device="cuda")), 30) for i, s in enumerate(shapes)}
+        layers = [*masked_weights(weights, dict.fromkeys(weights, 0.3), METHODS["single"]).values()]
+        optimizer = optimizer_of([], layers, lr=1e-3, n_steps=6_000, dtype=torch.bfloat16)
+        given = [matrix(s, seed=place).to("cuda") for place, s in enumerate(shapes)]
+
+        def step() -> None:
+            for one, gradient in zip(layers, given, strict=True):
+                one.latent.grad = gradient.clone()
+            optimizer.step()
+
+        for _ in range(3):
+            step()
+        graph = torch.cuda.CUDAGraph()
+        if record:
+            with torch.cuda.graph(graph):
+                step()
+        for _ in range(5):
+            graph.replay() if record else step()
+        return [one.latent.detach().cpu() for one in layers]
+
+    expected = found(1, record=False)
+    for n_streams, record in [(1, True), (4, False), (4, True)]:
+        got = found(n_streams, record=record)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), (n_streams, record)
 
 
 def test_without_a_gradient_scores_stay_but_for_their_decay() -> None:

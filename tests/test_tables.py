@@ -243,3 +243,5 @@ def test_on_the_command_line(
     assert main(["encode", "--data", "iris.csv", "--flip", "-q", "-o", "b.smask"]) == 2
     assert main(["encode", "--data", "iris.csv", "--erase", "3", "-q", "-o", "b.smask"]) == 2
     assert "images to erase parts of" in capsys.readouterr().err
+    assert main(["encode", "--data", "iris.csv", "--cutmix", "0.5", "-q", "-o", "b.smask"]) == 2
+    assert "images to cut rectangles from" in capsys.readouterr().err

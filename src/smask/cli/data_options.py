@@ -45,6 +45,10 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
     option(
         "--erase", type=int, default=0, metavar="P", help="hide a square of P pixels a side in each, anywhere (cutout)"
     )
+    option(
+        "--cutmix", type=float, default=0.0, metavar="C",
+        help="with this chance give one a rectangle of another, and that part of its label: 0.5",
+    )  # fmt: skip
 
 
 def reading_of(arguments: argparse.Namespace, remembered: Mapping[str, Any] | None = None) -> Reading:

@@ -219,10 +219,10 @@ def kept_on_interrupt(checkpoints: Checkpoints | Rounds | None) -> Iterator[None
 
 
 def changed(task: Task, arguments: argparse.Namespace) -> Task:
-    """The task with the changes of training images that --shift, --flip and --erase say.
+    """The task with the changes of training images that --shift, --flip, --erase and --cutmix say.
 
     Raises:
-        ArgumentError: Something to mirror or to erase parts of that is no image, or no part of one.
+        ArgumentError: Something to mirror, to erase parts of or to mix that is no image, or no part of one.
     """
     if isinstance(task, Language):
         return task
@@ -236,7 +236,11 @@ def changed(task: Task, arguments: argparse.Namespace) -> Task:
         raise ArgumentError("--erase", arguments.erase, "images to erase parts of")
     if arguments.erase and not 0 < arguments.erase <= min(task.data.input_shape[1:]):
         raise ArgumentError("--erase", arguments.erase, f"1 to {min(task.data.input_shape[1:])}, the size of images")
-    return replace(task, shift=shift, flip=arguments.flip, erase=arguments.erase)
+    if arguments.cutmix and not images:
+        raise ArgumentError("--cutmix", arguments.cutmix, "images to cut rectangles from")
+    if not 0 <= arguments.cutmix <= 1:
+        raise ArgumentError("--cutmix", arguments.cutmix, "a chance from 0 to 1")
+    return replace(task, shift=shift, flip=arguments.flip, erase=arguments.erase, cutmix=arguments.cutmix)
 
 
 def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..search.data import shifted
+from ..search.changes import shifted
 
 # Images are moved by up to this part of their size, and mirrored if they have three colours.
 SHIFT = 1 / 8

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError
@@ -23,6 +24,7 @@ from ..readers.images import read_images
 from ..readers.reading import CLASSES, Reading, split_facts
 from ..readers.sounds import read_sounds
 from ..readers.tables import read_csv, read_parquet
+from .changes import erased, mirrored, mixed, shifted
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,16 +138,18 @@ class Batches:
         flip: Whether every other image, by chance, is mirrored left to right.
         erase: Every image loses a square of so many pixels a side: its channels are there what they are on average
             (cutout, DeVries and Taylor 2017). Centres are anywhere, so that a part of a square may lie outside.
+        cutmix: Chance of an image to get a rectangle of another, and that part of its label; targets are then
+            float32 [N, classes], see :func:`smask.search.changes.mixed`.
         channels_last: Whether images lie in memory pixel by pixel, as convolutions want them. A model that calls
             ``view`` on images, or on what convolutions make of such images, cannot have it; ``flatten`` can.
     """
 
     def __init__(
         self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu",
-        flip: bool = False, erase: int = 0, channels_last: bool = False,
+        flip: bool = False, erase: int = 0, cutmix: float = 0.0, channels_last: bool = False,
     ) -> None:  # fmt: skip
         self.dataset, self.shift, self.seed, self.device = dataset, shift, seed, torch.device(device)
-        self.flip, self.erase, self.channels_last = flip, erase, channels_last
+        self.flip, self.erase, self.cutmix, self.channels_last = flip, erase, cutmix, channels_last
         self.batch_size = min(batch_size, len(dataset.x_train))
         self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.x = dataset.x_train.to(device)
@@ -162,6 +166,7 @@ class Batches:
         """sha256 over the training data and all that decides batches: a search goes on only with the same."""
         settings = (self.batch_size, self.seed, self.shift, self.dataset.top, *["flip"] * self.flip)
         settings += ("erase", self.erase) if self.erase else ()
+        settings += ("cutmix", self.cutmix) if self.cutmix else ()
         running = hashlib.sha256(repr(settings).encode())
         for tensor in (self.dataset.x_train, self.dataset.y_train):
             running.update(repr((tensor.dtype, tensor.shape)).encode())
@@ -172,61 +177,19 @@ class Batches:
         order = torch.randperm(len(self.x), generator=self.generator).to(self.device)
         for batch in range(len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            x = self.x[chosen]
+            x, y = self.x[chosen], self.y[chosen]
             if self.shift and x.dim() == 4:
                 x = shifted(x, self.shift, self.generator)
             if self.flip and x.dim() == 4:
                 x = mirrored(x, self.generator)
             if self.erase and x.dim() == 4:
                 x = erased(x, self.erase, self._mean, self.generator)
+            if self.cutmix and x.dim() == 4:
+                y = y if self.dataset.several else F.one_hot(y, self.dataset.n_classes).to(torch.float32)
+                x, y = mixed(x, y, self.cutmix, self.generator)
             if self.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield self.dataset.inputs(x), self.y[chosen]
-
-
-def shifted(x: Tensor, shift: int, random: torch.Generator) -> Tensor:
-    """Every image moved by its own random number of pixels, up to ``shift``; its border fills in.
-
-    Args:
-        x: [N, channels, height, width] of any dtype.
-        shift: Largest move in pixels.
-        random: CPU generator.
-    """
-    n, channels, height, width = x.shape
-    moves = _sent(torch.randint(-shift, shift + 1, (n, 2), generator=random), x.device)
-    rows = (moves[:, :1] + torch.arange(height, device=x.device)).clamp_(0, height - 1)
-    columns = (moves[:, 1:] + torch.arange(width, device=x.device)).clamp_(0, width - 1)
-    # One gather over flat pixels: indexing by four tensors takes five times as long.
-    pixels = (rows[:, :, None] * width + columns[:, None, :]).view(n, 1, -1).expand(-1, channels, -1)
-    return x.flatten(2).gather(2, pixels).view(x.shape)
-
-
-def mirrored(x: Tensor, random: torch.Generator) -> Tensor:
-    """Every image, [N, channels, height, width], mirrored left to right with a probability of one half."""
-    turned = _sent(torch.randint(0, 2, (len(x), 1, 1, 1), generator=random, dtype=torch.bool), x.device)
-    return torch.where(turned, x.flip(3), x)
-
-
-def erased(x: Tensor, n_pixels: int, mean: Tensor, random: torch.Generator) -> Tensor:
-    """Every image without a square of so many pixels a side, its centre anywhere in the image.
-
-    Args:
-        x: [N, channels, height, width] of any dtype.
-        n_pixels: Side of the square.
-        mean: What is there instead, [channels, 1, 1] of the dtype of x.
-        random: CPU generator.
-    """
-    hidden = []
-    for size in x.shape[2:]:
-        first = _sent(torch.randint(0, size, (len(x), 1), generator=random), x.device) - n_pixels // 2
-        place = torch.arange(size, device=x.device)
-        hidden.append((place >= first) & (place < first + n_pixels))
-    return torch.where((hidden[0][:, :, None] & hidden[1][:, None, :])[:, None], mean, x)
-
-
-def _sent(numbers: Tensor, device: torch.device) -> Tensor:
-    """Numbers on a device; a copy from memory that may be paged out would wait for all steps before it."""
-    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers
+            yield self.dataset.inputs(x), y
 
 
 def load_dataset(source: str, reading: Reading | None = None) -> Dataset:

@@ -12,7 +12,7 @@ What it brings, and where nothing, is in docs/searches.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ STEP = 0.6
 # to the nearest orthogonal matrix is 0.983 on average with four as with six, 0.91 with two.
 COEFFICIENTS, N_STEPS = (3.4445, -4.7750, 2.0315), 4  # even, see below
 TINY = torch.finfo(torch.float32).tiny
+# Layers that a CUDA device works on at a time: products of one are too small to fill it.
+N_STREAMS = 4
 
 
 def orthogonal(matrix: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -92,16 +94,34 @@ class AdamMuon(torch.optim.AdamW):
         self._step_supports_amp_scaling = False
         self._layers: Mapping[nn.Parameter, MaskedWeight] = {layer.latent: layer for layer in layers}
         self._dtype = dtype
+        self._streams: list[torch.cuda.Stream] = []
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of all parameters that have a gradient; those of Muon have none after it."""
-        for group in self.param_groups:
-            for parameter in group["params"] if group["muon"] else ():
-                if parameter.grad is not None:
-                    self._turn(parameter, group["lr"], group["weight_decay"])
-                    parameter.grad = None
+        groups = [group for group in self.param_groups if group["muon"]]
+        turned = [(latent, group) for group in groups for latent in group["params"] if latent.grad is not None]
+        self._turn_all(turned)
+        for latent, _ in turned:
+            latent.grad = None
         return super().step(closure)
+
+    def _turn_all(self, turned: Sequence[tuple[nn.Parameter, Mapping[str, Any]]]) -> None:
+        """One layer after the other; on a CUDA device some at a time, also in a recording."""
+        device = turned[0][0].device if turned else torch.device("cpu")
+        if device.type != "cuda":
+            for latent, group in turned:
+                self._turn(latent, group["lr"], group["weight_decay"])
+            return
+        here = torch.cuda.current_stream(device)
+        self._streams = self._streams or [torch.cuda.Stream(device) for _ in range(N_STREAMS)]  # type: ignore[no-untyped-call]
+        for stream in self._streams:
+            stream.wait_stream(here)
+        for place, (latent, group) in enumerate(turned):
+            with torch.cuda.stream(self._streams[place % N_STREAMS]):
+                self._turn(latent, group["lr"], group["weight_decay"])
+        for stream in self._streams:
+            here.wait_stream(stream)
 
     def _turn(self, latent: nn.Parameter, lr: float | Tensor, decay: float) -> None:
         state, layer, gradient = self.state[latent], self._layers[latent], latent.grad

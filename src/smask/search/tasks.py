@@ -26,13 +26,14 @@ class Classification:
 
     Attributes:
         data: Labelled inputs.
-        shift, flip, erase: Changes of training images, see :class:`smask.search.data.Batches`.
+        shift, flip, erase, cutmix: Changes of training images, see :class:`smask.search.data.Batches`.
     """
 
     data: Dataset
     shift: int = 0
     flip: bool = False
     erase: int = 0
+    cutmix: float = 0.0
 
     @property
     def training_inputs(self) -> str:
@@ -53,14 +54,14 @@ class Classification:
         """Training batches."""
         return Batches(
             self.data, batch_size=batch_size, seed=seed, shift=self.shift, flip=self.flip, erase=self.erase,
-            device=device, channels_last=True,
+            cutmix=self.cutmix, device=device, channels_last=True,
         )  # fmt: skip
 
     def loss(self, label_smoothing: float) -> Callable[[Any, Any], Tensor]:
         """Cross-entropy of the classes, or of each label where an input has several."""
         if self.data.several:
             return functools.partial(labels_loss, label_smoothing=label_smoothing)
-        return functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
+        return functools.partial(classes_loss, label_smoothing=label_smoothing)
 
     def check_fit(self, model: nn.Module) -> None:
         """Raises ArchitectureError if the model does not take the inputs."""
@@ -73,6 +74,13 @@ class Classification:
     def judged(self, model: nn.Module, *, device: Device) -> float:
         """Accuracy on the test part: more is better."""
         return self.score(model, device=device).accuracy
+
+
+def classes_loss(outputs: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy of logits [N, outputs] with classes, int64 [N], or parts of classes, float32 [N, classes]."""
+    if targets.dim() == 2:  # a net may have more outputs than the data has classes
+        targets = F.pad(targets, (0, outputs.shape[1] - targets.shape[1]))
+    return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
 
 def labels_loss(outputs: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
