@@ -21,6 +21,7 @@ from smask.errors import ArchitectureError, ArgumentError, UnsupportedError
         ("conv6", 2_261_184, 2_262_602),  # Ramanujan et al. 2020: 2.26 M
         ("conv8", 5_275_840, 5_278_282),  # 5.28 M
         ("resnet18", 11_164_352, 11_173_962),  # 11.17 M of kuangliu/pytorch-cifar
+        ("resnet18:16", 699_056, 701_466),
         ("resnet20", 268_336, 269_722),  # He et al. 2016, table 6: 0.27 M
         ("resnet32", 461_872, 464_154),  # 0.46 M
         ("resnet44", 655_408, 658_586),  # 0.66 M
@@ -59,12 +60,35 @@ def test_gpt_with_a_tied_head() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt:4x128", "gpt:4x130x4", "gpt:0x128x4", "gpt:4x128x4x9-tide", "gpt:1001x8x1", "gpt:1x1x1x1x1"]
+    "name",
+    [
+        "gpt:4x128",
+        "gpt:4x130x4",
+        "gpt:0x128x4",
+        "gpt:4x128x4x9-tide",
+        "gpt:1001x8x1",
+        "gpt:1x1x1x1x1",
+        "gpt:1x1x" + "1" * 5_000,
+    ],
 )
 def test_unusable_sizes_of_a_gpt(name: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         named_nets.architecture(name)
     assert caught.value.name == "arch"
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18:0", "resnet18:-4", "resnet18:16-32", "resnet18:x", "resnet18:32768", "resnet18:" + "9" * 5_000]
+)
+def test_unusable_width_of_a_resnet(name: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        named_nets.architecture(name)
+    assert (caught.value.name, caught.value.got) == ("arch", name)
+
+
+def test_only_some_nets_have_a_width() -> None:
+    with pytest.raises(UnsupportedError):
+        named_nets.architecture("resnet20:16")
 
 
 def test_gpt_for_data_that_are_no_tokens() -> None:

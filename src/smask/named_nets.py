@@ -11,7 +11,7 @@ conv8         Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Net
 resnet20...56 He et al., "Deep Residual Learning", CVPR 2016, section 4.2, shortcut option A; parameter
               names as in the public checkpoints of akamaster/pytorch_resnet_cifar10
 resnet18      He et al., section 4.1, for small images: no pooling and a 3 x 3 kernel at first, shortcut option B;
-              parameter names as in kuangliu/pytorch-cifar
+              parameter names as in kuangliu/pytorch-cifar; resnet18:WIDTH with that many channels at first, not 64
 gpt:4x128x4   a language model of LAYERSxWIDTHxHEADS or LAYERSxWIDTHxHEADSxCONTEXT, -tied for a head that shares the
               embedding: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3
               (pre-norm blocks of causal attention and a GELU perceptron four times as wide, learned positions), without
@@ -48,7 +48,8 @@ def architecture(
     """Architecture of a named net or of a JSON file.
 
     Args:
-        name: One of :data:`NAMES` (``mlp:`` with any widths, ``gpt:`` with any sizes), or the path of a ``.json`` file.
+        name: One of :data:`NAMES` (``mlp:`` and ``resnet18:`` of any width, ``gpt:`` of any size), or the path of a
+            ``.json`` file.
         input_shape: Shape of one input where it is not the one of the literature.
         n_classes: Outputs where there are not ten; of a ``gpt:`` the tokens that there are, 256 if not given.
         mean, std: Normalisation of the inputs, per channel or a single value; put first in the net.
@@ -70,8 +71,10 @@ def architecture(
         shape, layers = _mlp_of_widths(widths, input_shape, n_classes)
     elif family == "gpt" and widths:
         return _gpt(widths, input_shape, n_classes or 256)
-    elif family in _NETS and not widths:
+    elif family in _NETS and (not widths or family == "resnet18"):
         default, net = _NETS[family]
+        if widths:
+            net = _resnet18(_number(widths, name, "a number of channels below 32768, like resnet18:16", top=2**15))
         shape = _shape(input_shape, default)
         if len(shape) != 3:
             raise ArchitectureError((f"{name} takes images [channels, height, width], the data is {list(shape)}",))
@@ -99,6 +102,13 @@ def _shape(given: Sequence[int] | None, default: tuple[int, ...]) -> tuple[int, 
     return default if given is None else tuple(given)
 
 
+def _number(text: str, name: str, wanted: str, *, top: int = 2**31) -> int:
+    # Longer ones int() would refuse by itself, with an error of its own.
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) < top):
+        raise ArgumentError("arch", name, wanted)
+    return int(text)
+
+
 def _mlp(shape: tuple[int, ...], hidden: Sequence[int], n_classes: int) -> tuple[tuple[int, ...], list[Layer]]:
     widths = [math.prod(shape), *hidden, n_classes]
     layers: list[Layer] = [] if len(shape) == 1 else ["flatten"]
@@ -110,10 +120,10 @@ def _mlp(shape: tuple[int, ...], hidden: Sequence[int], n_classes: int) -> tuple
 def _mlp_of_widths(
     text: str, input_shape: Sequence[int] | None, n_classes: int | None
 ) -> tuple[tuple[int, ...], list[Layer]]:
-    parts = text.split("-")
-    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
-        raise ArgumentError("arch", f"mlp:{text}", "widths like mlp:784-300-100-10")
-    widths = [int(part) for part in parts]
+    name, wanted = f"mlp:{text}", "widths like mlp:784-300-100-10"
+    widths = [_number(part, name, wanted) for part in text.split("-")]
+    if len(widths) < 2:
+        raise ArgumentError("arch", name, wanted)
     shape = _shape(input_shape, (widths[0],))
     differences = []
     if math.prod(shape) != widths[0]:
@@ -131,12 +141,11 @@ MAX_BLOCKS = 1_000
 
 
 def _gpt(text: str, input_shape: Sequence[int] | None, n_tokens: int) -> dict[str, Any]:
-    sizes = text.removesuffix("-tied").split("x")
-    if not (len(sizes) in (3, 4) and all(s.isascii() and s.isdigit() and 0 < int(s) < 2**15 for s in sizes)):
-        raise ArgumentError(
-            "arch", f"gpt:{text}", "LAYERSxWIDTHxHEADS or LAYERSxWIDTHxHEADSxCONTEXT like gpt:4x128x4x256"
-        )
-    n_layers, width, heads, context = (*map(int, sizes), CONTEXT)[:4]
+    wanted = "LAYERSxWIDTHxHEADS or LAYERSxWIDTHxHEADSxCONTEXT like gpt:4x128x4x256, each below 32768"
+    sizes = [_number(size, f"gpt:{text}", wanted, top=2**15) for size in text.removesuffix("-tied").split("x")]
+    if len(sizes) not in (3, 4):
+        raise ArgumentError("arch", f"gpt:{text}", wanted)
+    n_layers, width, heads, context = (*sizes, CONTEXT)[:4]
     if width % heads:
         raise ArgumentError("arch", f"gpt:{text}", f"a width that {heads} heads can share evenly")
     if n_layers > MAX_BLOCKS:
@@ -243,9 +252,13 @@ def _resnet_block(inputs: int, outputs: int, stride: int, projected: bool) -> La
     return block
 
 
+def _resnet18(width: int) -> Callable[[tuple[int, ...], int], list[Layer]]:
+    return _resnet([width * 2**stage for stage in range(4)], 2, projected=True)
+
+
 _NETS: dict[str, tuple[tuple[int, ...], Callable[[tuple[int, ...], int], list[Layer]]]] = {
     "mnist-cnn": ((1, 28, 28), _mnist_cnn),
     **{f"conv{n}": ((3, 32, 32), _conv_net(n)) for n in (2, 4, 6, 8)},
-    "resnet18": ((3, 32, 32), _resnet((64, 128, 256, 512), 2, projected=True)),
+    "resnet18": ((3, 32, 32), _resnet18(64)),
     **{f"resnet{6 * n + 2}": ((3, 32, 32), _resnet((16, 32, 64), n, projected=False)) for n in (3, 5, 7, 9)},
 }

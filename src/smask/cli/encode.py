@@ -36,8 +36,8 @@ methods: auto, which is coats up to four masked layers, and with layer norms at 
 have three levels; three bits a weight when run packed), else and over --base single (one level, two bits); threshold
 (as single, chooses the density of every layer), and for comparison edge-popup, bernoulli, bernoulli-expected,
 bernoulli-tutorial, biprop, signed, multicoat, rigl-mask, set-mask.
-architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet18, resnet20, resnet32, resnet44,
-resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file in the form of the specification, section 13.
+architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet18[:WIDTH], resnet20, resnet32,
+resnet44, resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file as in the specification, section 13.
 """
 
 
