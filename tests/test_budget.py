@@ -14,6 +14,7 @@ from smask.cli.main import main
 from smask.errors import ArgumentError, UnreachableError
 from smask.recipe import recipe_of
 from smask.runs.goal import Goal, Trial, smallest
+from smask.search.budget import TOLERANCE
 from smask.search.data import Batches, Dataset
 from smask.search.snapshots import Snapshot
 
@@ -35,6 +36,21 @@ def test_a_size_is_met_from_below(digits_data: Dataset, size: int | str, rule: s
     target = TargetSize(size)
     model = smask.find_masks(net(digits_data), batches, target=target, density_rule=rule, epochs=6, meta={"by": "me"})
     assert target.n_bytes * 0.99 <= size_of(model) <= target.n_bytes
+
+
+def test_a_size_is_met_by_few_files(digits_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of nine on the way, and twice the least one and those that lead to the size; halves would take fifteen each."""
+    sizes, measure = [], TargetSize.measure
+
+    def measured(target: TargetSize, model: nn.Module) -> int:
+        sizes.append(measure(target, model))
+        return sizes[-1]
+
+    monkeypatch.setattr(TargetSize, "measure", measured)
+    batches = Batches(digits_data, batch_size=128, seed=0)
+    model = smask.find_masks(net(digits_data, "64-600-300-10"), batches, target=TargetSize("12kB"), epochs=8)
+    assert 12_000 * (1 - TOLERANCE) <= size_of(model) <= 12_000
+    assert len(sizes) <= 9 + 2 * 7
 
 
 def test_a_layer_that_the_caller_sets_keeps_its_density(digits_data: Dataset) -> None:

@@ -1,0 +1,128 @@
+"""What ramps, decay and Muon each bring to masks of one level in a deep net; keeps it in docs/ablations.json.
+
+    python tools/ablations_table.py --data cifar10.npz                     # nine minutes a search on one core with AMX
+    python tools/ablations_table.py --data cifar10.npz --only "without decay" --seeds 1
+    python tools/ablations_table.py --tables                               # only the table in docs/searches.md
+
+The same search of a narrow ResNet-18 on 12,500 images of CIFAR-10, scored on all test images, with one part of it taken
+out at a time. The data are arrays x_train, y_train, x_test and y_test, uint8 and [N, 32, 32, 3]. Searches that the
+report has already are not run again unless they are named by --only. Several of these commands may run side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pages import DOCS, write_table
+from smask.measurement import facts
+
+OUT = DOCS / "ablations.json"
+N_IMAGES = 12_500
+SEARCH = "--arch resnet18:16 --method single --density 0.2 --epochs 30 --precision bf16 --flip --shift 4 --device cpu"
+# Fields of the method, and for ramps of short rows the part of the way after which they end.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "without ramps": {"ramp": 0.0},
+    "without decay": {"decays": False},
+    "without Muon": {"turns": False},
+    "ramps of short rows as long as others": {"part_of_few": 1.0},
+    "without ramps, decay and Muon": {"ramp": 0.0, "decays": False, "turns": False},
+}
+
+
+def search(variant: str, words: list[str]) -> int:
+    """`smask` with this variant of the method, in this process."""
+    from smask.cli.main import main as smask
+    from smask.search import ramps
+    from smask.search.methods import METHODS
+
+    changes = dict(VARIANTS[variant])
+    ramps.PART_OF_FEW = changes.pop("part_of_few", ramps.PART_OF_FEW)
+    METHODS["single"] = replace(METHODS["single"], **changes)  # type: ignore[index]
+    return smask(words)
+
+
+def write_part(source: str, path: str) -> None:
+    """The first images of every class, as many of each."""
+    with np.load(source) as data:
+        arrays = {name: data[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+    classes = np.unique(arrays["y_train"])
+    each = [np.flatnonzero(arrays["y_train"] == one)[: N_IMAGES // len(classes)] for one in classes]
+    chosen = np.sort(np.concatenate(each))
+    np.savez(path, **arrays | {name: arrays[name][chosen] for name in ("x_train", "y_train")})
+
+
+def measured(variant: str, seed: int, data: str, folder: str) -> dict[str, Any]:
+    options = ["encode", "--data", data, *SEARCH.split(), "--seed", str(seed), "--json", "-q"]
+    log, output = f"{folder}/log.jsonl", f"{folder}/out.smask"
+    words = [sys.executable, __file__, "--variant", variant, *options, "--force", "--log", log, "-o", output]
+    printed = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    with Path(log).open(encoding="utf-8") as lines:
+        steps = [
+            line for line in map(json.loads, lines) if line["event"] == "progress" and line["accuracy"] is not None
+        ]
+    # Of the images of the last five reports, changed as in training.
+    trained = statistics.mean(line["accuracy"] for line in steps[-5:])
+    keys = ("accuracy", "n_bytes", "epochs", "seed", "seconds_search")
+    return {key: printed[key] for key in keys} | {"training_accuracy": trained, "machine": facts()}
+
+
+def kept(report: dict[str, Any], variant: str, found: dict[str, Any]) -> dict[str, Any]:
+    """The report with one more search, beside what others have written meanwhile."""
+    report = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else report
+    others = [one for one in report["variants"].get(variant, []) if one["seed"] != found["seed"]]
+    report["variants"][variant] = sorted([*others, found], key=lambda one: one["seed"])
+    OUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def rows(report: dict[str, Any]) -> list[str]:
+    lines = ["| | test images, each seed | mean | training images |", "|---|---|---|---|"]
+    for variant in VARIANTS:
+        found = report["variants"].get(variant, [])
+        if found:
+            each = ", ".join(f"{100 * one['accuracy']:.1f}" for one in found)
+            means = [statistics.mean(one[key] for one in found) for key in ("accuracy", "training_accuracy")]
+            lines.append(f"| {variant} | {each} % | {100 * means[0]:.1f} % | {100 * means[1]:.1f} % |")
+    return lines
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--variant"]:
+        return search(sys.argv[2], sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="cifar10.npz")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=VARIANTS, help="measured anew")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
+    arguments = parser.parse_args()
+    if not arguments.tables and arguments.data is None:
+        parser.error("--data or --tables")
+    new: dict[str, Any] = {"command": f"smask encode --data part.npz {SEARCH}", "n_images": N_IMAGES, "variants": {}}
+    report = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else new
+    with tempfile.TemporaryDirectory() as folder:
+        if not arguments.tables:
+            write_part(arguments.data, f"{folder}/part.npz")
+            for seed in range(arguments.seeds):
+                for variant in arguments.only or VARIANTS:
+                    done = seed in [one["seed"] for one in report["variants"].get(variant, [])]
+                    if arguments.only or not done:
+                        print(f"{variant}, seed {seed}", file=sys.stderr)
+                        report = kept(report, variant, measured(variant, seed, f"{folder}/part.npz", folder))
+    write_table("ablations", rows(report), page=DOCS / "searches.md")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
