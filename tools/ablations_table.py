@@ -1,7 +1,7 @@
 """What ramps, decay and Muon each bring to masks of one level in a deep net; keeps it in docs/ablations.json.
 
     python tools/ablations_table.py --data cifar10.npz                     # nine minutes a search on one core with AMX
-    python tools/ablations_table.py --data cifar10.npz --only "without decay" --seeds 1
+    python tools/ablations_table.py --data cifar10.npz --only "without decay" --seeds 2
     python tools/ablations_table.py --tables                               # only the table in docs/searches.md
 
 The same search of a narrow ResNet-18 on 12,500 images of CIFAR-10, scored on all test images, with one part of it taken
@@ -104,7 +104,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="cifar10.npz")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=VARIANTS, help="measured anew")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     if not arguments.tables and arguments.data is None:
@@ -114,7 +114,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.tables:
             write_part(arguments.data, f"{folder}/part.npz")
-            for seed in range(arguments.seeds):
+            for seed in arguments.seeds:
                 for variant in arguments.only or VARIANTS:
                     done = seed in [one["seed"] for one in report["variants"].get(variant, [])]
                     if arguments.only or not done:

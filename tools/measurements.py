@@ -59,7 +59,8 @@ def search(name: str, options: list[str], data: str, folder: str) -> dict[str, A
     output = f"{folder}/{name.replace(' ', '_')}.smask"
     printed = encode([part.replace("DATA", data) for part in options], output)
     shown = " ".join(["smask", "encode", *options]).replace("DATA/", "")
-    return {"command": shown} | {key: value for key, value in printed.items() if key not in ("file", "data")}
+    kept = {key: value for key, value in printed.items() if key not in ("file", "data")}
+    return {"command": shown, "machine": facts()} | kept
 
 
 def run(command: list[str]) -> str:
@@ -117,7 +118,6 @@ def main() -> int:
     if not arguments.data:
         parser.error("--data is needed to measure")
     report = json.loads(OUT.read_text()) if OUT.exists() else {"searches": {}}
-    report["machine"] = facts()
     report["searches"] = {name: run for name, run in report["searches"].items() if name in SEARCHES}
     with tempfile.TemporaryDirectory() as folder:
         for name, options in SEARCHES.items():
@@ -129,8 +129,7 @@ def main() -> int:
         for name, command in FIGURES.items():
             if arguments.only in name:
                 print(name, file=sys.stderr)
-                figures = json.loads(run([part.replace("FILES", folder) for part in command]))
-                report[name] = {key: value for key, value in figures.items() if key != "machine"}
+                report[name] = json.loads(run([part.replace("FILES", folder) for part in command]))
                 keep(report)
     return write_tables(json.loads(OUT.read_text()))
 
