@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import smask
-from smask import errors, named_nets
+from smask import draft, errors, named_nets
 from smask.architectures import build
 from smask.coded import CodedTensor
 from smask.integrity import raw_bytes
@@ -47,6 +48,23 @@ def test_accept_vectors(vectors: Path) -> None:
             decoded = models[tensor.get("task")][tensor["name"]]
             assert sha256(raw_bytes(decoded).numpy().tobytes()).hexdigest() == tensor["sha256"], name
         assert smask.verify(data, base=vectors / "accept/base.smask").same
+
+
+def test_masks_of_more_weights_are_range_coded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is bits where they are known: a plane of 60,000 weights, and eight values of 16 bits."""
+    random = torch.Generator().manual_seed(3)
+    kept = torch.rand(200, 300, generator=random) < torch.rand(300, generator=random) ** 2  # some inputs say more
+    bits = torch.from_numpy(np.packbits(kept.flatten().numpy(), bitorder="little"))
+    coded = CodedTensor((200, 300), 1, (bits,), torch.ones(1))
+    state = {"w": reconstruct(coded, 7), "v": torch.ones(8, dtype=torch.bfloat16)}
+    monkeypatch.setattr(draft, "MOST_RANGED", 0)
+    sizes = []
+    for most in (60_000 + 8 * 16, 60_000 + 8 * 16 - 1):
+        monkeypatch.setattr(draft, "MOST_RANGED_BITS", most)
+        data = smask.encode(state, Recipe(7, {"w": coded}))
+        assert smask.verify(data).same
+        sizes.append(len(data))
+    assert sizes[0] < 0.8 * sizes[1]
 
 
 CLAUSES_OF_REJECTED = (

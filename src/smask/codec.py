@@ -47,7 +47,8 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     if missing:
         raise ArgumentError("state", f"no tensor {missing[0]!r}", "every tensor of the recipe")
     n_weights = sum(tensor.numel() for tensor in state.values())
-    draft, written = Draft(io.BytesIO(), n_weights=n_weights), dict[str, Tensor]()
+    n_bits = sum(_bits_of(tensor, recipe.coded.get(name)) for name, tensor in state.items())
+    draft, written = Draft(io.BytesIO(), n_weights=n_weights, n_bits=n_bits), dict[str, Tensor]()
     for name, tensor in state.items():
         coded = recipe.coded.get(name)
         if coded is None:
@@ -66,6 +67,12 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
     out = io.BytesIO()
     draft.write(out, arch=recipe.arch, seed=recipe.seed, meta=recipe.meta, base_digest=recipe.base_digest)
     return out.getvalue()
+
+
+def _bits_of(tensor: Tensor, coded: CodedTensor | None) -> int:
+    """Bits of the planes or values of a tensor, before they are coded."""
+    n_bits = 8 * tensor.element_size() if coded is None else len(coded.planes) + (coded.flip is not None)
+    return n_bits * tensor.numel()
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = True) -> int:

@@ -26,6 +26,8 @@ N_OWN_SECTIONS = 1 << 10
 # Up to so many elements a model has sections in the coding ``range`` if nobody says otherwise: some 3 to 6 % smaller
 # than the others, and a second or so to decode.
 MOST_RANGED = 1 << 22
+# And where all is known before, up to so many bits of planes and of values: masks of 16 million weights.
+MOST_RANGED_BITS = 1 << 24
 # The like for a mask of a tensor of the base, which has one or two sections and a scale.
 N_MASKED = 1 << 8
 
@@ -35,14 +37,24 @@ class Draft:
 
     Args:
         n_weights: Elements of the whole model; planes of a small one are worth the time of the coding ``range``.
+        n_bits: Those of its planes and values, if they are known, for the same.
         ranged: Whether they have it instead, whatever the size; if not, floats do not either.
         spool: Takes the coded sections, in the order in which they come; read again when the file is written.
         thorough: Whether sections of some size get the slow levels of zstd, which take a hundred times as long.
     """
 
-    def __init__(self, spool: BinaryIO, *, n_weights: int, ranged: bool | None = None, thorough: bool = True) -> None:
+    def __init__(
+        self,
+        spool: BinaryIO,
+        *,
+        n_weights: int,
+        n_bits: int | None = None,
+        ranged: bool | None = None,
+        thorough: bool = True,
+    ) -> None:
         self.records: list[Record] = []
-        self._thorough, self._ranged = thorough, n_weights <= MOST_RANGED if ranged is None else ranged
+        is_small = n_weights <= MOST_RANGED or (n_bits is not None and n_bits <= MOST_RANGED_BITS)
+        self._thorough, self._ranged = thorough, is_small if ranged is None else ranged
         self._ranged_floats = ranged is not False
         self._spool = spool
         self._parameters: list[np.ndarray] = []
