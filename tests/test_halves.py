@@ -9,7 +9,6 @@ import torch
 
 from smask import compiler, halves, kernels
 from smask.packing import PackedMatrix, dense_rows, pack
-from smask.tiles import rows_of_tiles
 from test_packing import random_coded
 
 
@@ -81,20 +80,6 @@ def test_products_of_amx_are_those_of_others(
     for y in found.values():
         assert y.dtype == torch.bfloat16
         assert float((y.double() - want).norm() / want.norm()) < 4e-3
-
-
-@pytest.mark.parametrize("n_rows", [0, 1, 15, 16, 17, 100, 4096])
-@pytest.mark.parametrize("n_tile_bytes", [100, 1 << 10, 1700, 90_112, 1 << 20])
-def test_tiles_are_about_equal_and_cover_all_rows(n_rows: int, n_tile_bytes: int) -> None:
-    packed = PackedMatrix(torch.zeros(2, n_rows, 4, dtype=torch.uint8), 32, torch.ones(1))
-    rows = [*rows_of_tiles(packed, 64, n_tile_bytes)]
-    assert [row for one in rows for row in range(one.start, one.stop)] == [*range(n_rows)]
-    sizes, most = [one.stop - one.start for one in rows], max(1, n_tile_bytes // 64)
-    unit = 16 if most >= 16 else 1
-    assert all(size <= most and size % unit == 0 for size in sizes[:-1])
-    assert len(sizes) <= -(-n_rows // (most - most % unit))  # no more than the largest ones would be
-    if n_tile_bytes == 90_112 and n_rows == 4096:
-        assert sizes == [1376, 1376, 1344]  # not 1408, 1408 and 1280
 
 
 def test_numbers_next_to_the_largest_do_not_overflow() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from smask import compiler, kernels, packing, tiles
+from smask import compiler, kernels, packing
 from smask.errors import ArgumentError, UnsupportedError
 from smask.reconstruction import reconstruct
 from test_packing import random_coded
@@ -94,12 +94,6 @@ def test_numbers_next_to_the_largest_do_not_overflow(kernel: str) -> None:
     assert inside.any()
     assert got[inside].isfinite().all()
     assert torch.allclose(got[inside], want[inside], rtol=1e-6)
-
-
-def test_large_rooms_are_not_kept() -> None:
-    few, many = (tiles.buffer(n, torch.float32, torch.device("cpu"), use="test") for n in (8, 1 << 22))
-    assert len(many) == 1 << 22
-    assert tiles.buffer(8, torch.float32, torch.device("cpu"), use="test").data_ptr() == few.data_ptr()
 
 
 def test_fused_levels_of_several_planes() -> None:
@@ -300,16 +294,6 @@ def test_without_a_compiler_it_says_so_once_and_runs() -> None:
     }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_tiles_hold_every_row_once() -> None:
-    packed, dense = matrix((600, 4096))
-    seen = []
-    for start, end, levels in tiles.tiles(packed, compile=False, n_tile_bytes=1 << 19):
-        seen += range(start, end)
-        got = tiles.natural_order(levels, 4096).double() * packed.scale[start:end, None].double()
-        assert torch.equal(got.float(), dense[start:end].float())
-    assert seen == list(range(600))
 
 
 @pytest.mark.gpu

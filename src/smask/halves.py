@@ -12,7 +12,7 @@ On a CUDA device levels stay twice what they are, and half of the activations is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import compiler
 from .packing import PackedMatrix
-from .tiles import Step, Tile, buffer, planned, rows_of_tiles, sign_words, tile_bytes
+from .tiles import Tile, buffer, plane_steps, planned, tile_bytes
 
 # Every second bit of a word, the others, and in both halves of a word: sign and mask, the mask alone, the sign alone.
 ODD, EVEN, PAIRS, MASKS, SIGNS = -0x55555556, 0x55555555, -0x3FFF4000, 0x40004000, -0x7FFF8000
@@ -56,33 +56,11 @@ def pair_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int | None 
         Levels -1, 0 and 1, on a CUDA device twice that, without scale; a tile is valid until the next one is asked for.
     """
     n_tile_bytes = n_tile_bytes or tile_bytes(packed.planes.device)
-    for step in planned(packed, ("pairs", compile, n_tile_bytes), partial(_steps, packed, compile, n_tile_bytes)):
+    fill = _fill_twice if packed.planes.is_cuda else _fill
+    steps = partial(plane_steps, packed, fill, torch.bfloat16, compile=compile, n_tile_bytes=n_tile_bytes)
+    for step in planned(packed, ("pairs", compile, n_tile_bytes), steps):
         step.fill()
         yield step.tile
-
-
-def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[Step]:
-    # Views of a detached alias, as for all plans.
-    planes, n_words = packed.planes.detach().view(torch.int32), packed.planes.shape[2] // 4
-    steps, room = [], None
-    for rows in rows_of_tiles(packed, 64 * n_words, n_tile_bytes):
-        n = rows.stop - rows.start
-        if room is None:
-            room = buffer(max(16 * n * n_words, n_tile_bytes // 4), torch.int32, planes.device, use="levels")
-        out = room[: 16 * n * n_words].view(n, 8, 2, n_words)
-        values = out.view(torch.bfloat16).view(n, 32 * n_words)
-        steps.append(Step(Tile(rows.start, rows.stop, values), _filler(out, planes[:, rows], packed, rows, compile)))
-    return steps
-
-
-def _filler(out: Tensor, planes: Tensor, packed: PackedMatrix, rows: slice, compile: bool) -> Callable[[], object]:
-    source, mask = packed.signs, planes[-1]
-    fill = _fill_twice if out.is_cuda else _fill
-    work = compiler.compiled(fill, out, planes[0], mask) if compile else fill
-    if source is None:
-        return partial(work, out, planes[0], mask)
-    signs = partial(sign_words, source, packed.n_columns, rows, planes.device, compile=compile)
-    return lambda: work(out, signs(), mask)
 
 
 def _order(out: Tensor, x: Tensor) -> None:

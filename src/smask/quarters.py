@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from . import compiler
 from .fixedpoint import recurs
 from .packing import PackedMatrix
-from .tiles import Step, Tile, buffer, planned, rows_of_tiles, sign_words
+from .tiles import Tile, plane_steps, planned
 
 # Parts of a number of activations.
 N_PARTS = {torch.bfloat16: 2, torch.float16: 3}
@@ -77,43 +77,20 @@ def quarter_tiles(packed: PackedMatrix, *, compile: bool, n_tile_bytes: int = N_
     """All rows of a matrix of one plane without offset as float8 levels -2, 0 and 2 in bit order, like
     :func:`smask.tiles.tiles`, but for rows below the last, of anything, that make their number a multiple of 16.
     """
-    for step in planned(packed, ("quarters", compile, n_tile_bytes), partial(_steps, packed, compile, n_tile_bytes)):
+    steps = partial(
+        plane_steps, packed, _fill, torch.float8_e4m3fn, compile=compile, n_tile_bytes=n_tile_bytes, unit=N_UNIT
+    )
+    for step in planned(packed, ("quarters", compile, n_tile_bytes), steps):
         step.fill()
         yield step.tile
 
 
-def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[Step]:
-    # Views of a detached alias, as for all plans.
-    planes, n_words = packed.planes.detach().view(torch.int32), packed.planes.shape[2] // 4
-    steps, room = [], None
-    for rows in rows_of_tiles(packed, 32 * n_words, n_tile_bytes):
-        n = rows.stop - rows.start
-        n_whole = N_UNIT * math.ceil(n / N_UNIT)
-        if room is None:
-            room = buffer(8 * n_whole * n_words, torch.int32, planes.device, use="quarters")
-        out = room[: 8 * n_whole * n_words].view(n_whole, 8, n_words)
-        values = out.view(torch.float8_e4m3fn).view(n_whole, 32 * n_words)
-        steps.append(
-            Step(Tile(rows.start, rows.stop, values), _filler(out[:n], planes[:, rows], packed, rows, compile))
-        )
-    return steps
-
-
-def _filler(out: Tensor, planes: Tensor, packed: PackedMatrix, rows: slice, compile: bool) -> Callable[[], object]:
-    source, mask = packed.signs, planes[-1]
-    work = compiler.compiled(_fill, out, planes[0], mask) if compile else _fill
-    if source is None:
-        return partial(work, out, planes[0], mask)
-    signs = partial(sign_words, source, packed.n_columns, rows, planes.device, compile=compile)
-    return lambda: work(out, signs(), mask)
-
-
 def _fill(out: Tensor, signs: Tensor, mask: Tensor) -> None:
-    """Four levels to a word, int32 [R, 8, W], from words int32 [R, W] of signs, a set bit being -1, and of masks."""
-    shift = torch.arange(7, -1, -1, dtype=torch.int32, device=out.device)[None, :, None]
-    kept = (mask[:, None] << shift) >> 1 & MASKS
+    """Four levels to a word, int32 [R, 8, 1, W], from words int32 [R, W] of signs, a set bit being -1, and of masks."""
+    shift = torch.arange(7, -1, -1, dtype=torch.int32, device=out.device)[None, :, None, None]
+    kept = (mask[:, None, None] << shift) >> 1 & MASKS
     # Without its mask a sign would be -0, which is no level but does no harm.
-    out.copy_(kept | (signs[:, None] << shift & SIGNS))
+    out.copy_(kept | (signs[:, None, None] << shift & SIGNS))
 
 
 def _divide(x: Tensor, unit: Tensor, n_infinite: Tensor, *parts: Tensor) -> None:

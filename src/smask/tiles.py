@@ -138,11 +138,59 @@ def _steps(packed: PackedMatrix, compile: bool, n_tile_bytes: int) -> list[Step]
     for rows in rows_of_tiles(packed, n_columns, n_tile_bytes):
         n = rows.stop - rows.start
         if room is None:  # the first tile is the largest
-            room = buffer(max(n * n_columns, n_tile_bytes), torch.int8, planes.device, use="levels")
+            room = buffer(n * n_columns, torch.int8, planes.device, use="levels", n_least=n_tile_bytes)
         levels = room[: n * n_columns].view(n, n_columns)
         fill = _fill(levels, planes[:, rows], _signs(packed, rows, compile), compile)
         steps.append(Step(Tile(rows.start, rows.stop, levels), fill))
     return steps
+
+
+def plane_steps(
+    packed: PackedMatrix,
+    fill: Callable[[Tensor, Tensor, Tensor], None],
+    dtype: torch.dtype,
+    *,
+    compile: bool,
+    n_tile_bytes: int,
+    unit: int = 1,
+) -> list[Step]:
+    """Steps of a matrix of one plane without offset whose levels are made without converting a number.
+
+    Args:
+        packed: The matrix.
+        fill: (levels, words of signs and words of masks, int32 [R, W] each, a set bit of a sign being -1): puts the 32
+            levels of a word into 8 S numbers of int32 [R, 8, S, W].
+        dtype: Of the levels, of S bytes.
+        compile: Whether to compile ``fill``.
+        n_tile_bytes: Size of the buffer.
+        unit: Rows of a tile are made a multiple of this many by some of anything below the last.
+    """
+    # Views of a detached alias, as above.
+    planes, n_words = packed.planes.detach().view(torch.int32), packed.planes.shape[2] // 4
+    n_row, steps, room = 8 * dtype.itemsize * n_words, [], None
+    for rows in rows_of_tiles(packed, 4 * n_row, n_tile_bytes):
+        n = rows.stop - rows.start
+        n_whole = unit * math.ceil(n / unit)
+        if room is None:
+            room = buffer(n_row * n_whole, torch.int32, planes.device, use="levels", n_least=n_tile_bytes // 4)
+        out = room[: n_row * n_whole].view(n_whole, n_row)
+        levels = out[:n].view(n, 8, dtype.itemsize, n_words)
+        steps.append(
+            Step(
+                Tile(rows.start, rows.stop, out.view(dtype)),
+                _plane_fill(levels, planes[:, rows], packed, rows, fill, compile),
+            )
+        )
+    return steps
+
+
+def _plane_fill(
+    levels: Tensor, planes: Tensor, packed: PackedMatrix, rows: slice,
+    fill: Callable[[Tensor, Tensor, Tensor], None], compile: bool,
+) -> Callable[[], object]:  # fmt: skip
+    mask, signs = planes[-1], _signs(packed, rows, compile)
+    work = compiler.compiled(fill, levels, planes[0], mask) if compile else fill
+    return partial(work, levels, planes[0], mask) if signs is None else lambda: work(levels, signs(), mask)
 
 
 def _fill(levels: Tensor, planes: Tensor, signs: Callable[[], Tensor] | None, compile: bool) -> Callable[[], object]:
@@ -233,16 +281,18 @@ class _Local(threading.local):
 _LOCAL = _Local()
 
 
-def buffer(n: int, dtype: torch.dtype, device: torch.device, *, use: str) -> Tensor:
+def buffer(n: int, dtype: torch.dtype, device: torch.device, *, use: str, n_least: int = 0) -> Tensor:
     """Room for n numbers, [n], the same at every call of a thread for the same use while it is not large.
 
     On a CUDA device torch keeps memory by itself, and knows which of it a CUDA graph goes on using.
+    Elsewhere room for ``n_least`` is made at once: plans would keep every smaller one alive.
     """
     if n * dtype.itemsize > N_KEPT_BYTES or device.type == "cuda":
         with torch.inference_mode(False):
             return torch.empty(n, dtype=dtype, device=device)
     key = (use, dtype, device)
     if key not in _LOCAL.buffers or len(_LOCAL.buffers[key]) < n:
+        room = max(n, min(n_least, N_KEPT_BYTES // dtype.itemsize))
         with torch.inference_mode(False):
-            _LOCAL.buffers[key] = torch.empty(n, dtype=dtype, device=device)
+            _LOCAL.buffers[key] = torch.empty(room, dtype=dtype, device=device)
     return _LOCAL.buffers[key][:n]
