@@ -61,6 +61,7 @@ def test_nothing_stays_nothing() -> None:
 
 def test_convolutions_are_turned() -> None:
     assert turns(layer((8, 8, 3, 3)))
+    assert turns(layer((8, 8, 3, 3), "signs"))
     assert turns(layer((8, 24, 3)))
     assert not turns(layer((8, 72)))
     assert not turns(layer((8, 1, 3, 3)))
@@ -68,7 +69,7 @@ def test_convolutions_are_turned() -> None:
     assert not turns(layer((8, 8, 3, 3), origin=torch.ones(8, 8, 3, 3)))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "single"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("single", "signs")])
 def test_other_methods_are_not(method: str) -> None:
     assert not turns(layer((8, 8, 3, 3), method))
 

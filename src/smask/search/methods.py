@@ -15,7 +15,20 @@ import torch
 from torch import Tensor
 
 from .allotment import movement
-from .exchange import MEMORY, anything, count_exactly, wanted
+from .exchange import anything, count_exactly, wanted
+from .masks import (
+    above,
+    averaged,
+    expected,
+    ramped,
+    sampled,
+    signs_above,
+    signs_ramped,
+    straight_through,
+    straight_through_magnitude,
+    through_sigmoid,
+    times_probability,
+)
 from .scores import TEMPERATURE, MaskedWeight
 
 # About a hundred steps of Adam at the default rate lie between the best and the worst score at the start.
@@ -57,8 +70,8 @@ class Method:
         name: As on the command line.
         paper: Where it was published, and what is different here.
         initial: (shape, random generator) to the first scores.
-        masked: Layer to its masked weights without their scale, float32 [c, ...], in its weight or its scratch.
-        gradient: (layer, gradient of its weight) to the gradient of its latents; may overwrite what it is given.
+        masked: Layer to its masked weights, see :mod:`smask.search.masks`.
+        gradient: (layer, gradient of its weight) to the gradient of its latents, see there.
         by_magnitude: Whether weights are ranked by the magnitude of their scores, else by the scores.
         n_coats: Masks on one base; the level of a weight is how many of them it is in.
         flips: Whether a weight takes the sign of its latent instead of that of its base.
@@ -105,6 +118,11 @@ class Method:
         """Bit planes of a level."""
         return self.n_coats.bit_length()
 
+    @property
+    def n_values(self) -> int:
+        """What a kept weight may be, beside its base."""
+        return self.n_coats * (2 if self.flips else 1)
+
 
 def positive_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
     """Scores drawn evenly from [0, INITIAL_WIDTH)."""
@@ -125,77 +143,6 @@ def kaiming_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
 def equal_scores(shape: torch.Size, random: torch.Generator) -> Tensor:
     """Scores that differ by far less than a step of Adam moves them: their order alone is drawn."""
     return torch.rand(shape, generator=random) * 1e-6
-
-
-def above(layer: MaskedWeight) -> Tensor:
-    """Base * level where the rank of a weight, its score or the magnitude of that, is above the lowest threshold."""
-    ranks, lowest = layer.ranks(), layer.lowest
-    if isinstance(lowest, Tensor):
-        return torch.mul(layer.graded, ranks > lowest, out=ranks)
-    # One operator of torch, where comparing and then multiplying are two; and booleans cost conversions.
-    torch.ops.aten.threshold_backward.grad_input(layer.graded, ranks, lowest, grad_input=ranks)
-    return ranks
-
-
-def ramped(layer: MaskedWeight) -> Tensor:
-    """As :func:`above`, but on the ramp around the threshold, where there is one, weights are kept in part."""
-    ramp, out = layer.ramp, layer.weight
-    return ramp.parts(layer.latent, layer.sign, out=out).mul_(layer.graded) if ramp.width else above(layer)
-
-
-def signs_above(layer: MaskedWeight) -> Tensor:
-    """|base| * sign of the latent where its magnitude is above the threshold."""
-    kept = torch.abs(layer.latent, out=layer.weight) > layer.lowest
-    torch.sign(layer.latent, out=layer.weight).mul_(kept)
-    return layer.weight if layer.kind == "signed" else layer.weight.mul_(layer.base.abs())
-
-
-def probabilities(layer: MaskedWeight) -> Tensor:
-    """Probability of every weight, float32 [C, ...], in the layer's scratch."""
-    scores = torch.mul(layer.latent.detach(), layer.sign, out=layer.scratch)
-    return scores.sub_(layer.lowest).div_(TEMPERATURE).sigmoid_()
-
-
-def sampled(layer: MaskedWeight) -> Tensor:
-    """Base * a Bernoulli draw of every probability."""
-    torch.bernoulli(probabilities(layer), generator=layer.random, out=layer.weight)
-    return layer.weight.mul_(layer.base)
-
-
-def expected(layer: MaskedWeight) -> Tensor:
-    """Base * probability: the mean of the masked weights."""
-    return probabilities(layer).mul_(layer.base)
-
-
-def straight_through(layer: MaskedWeight, gradient: Tensor) -> Tensor:
-    """The mask's derivative in the score is one: the gradient of a score is that of its weight times its base."""
-    return gradient if layer.kind == "signed" else gradient.mul_(layer.base.abs())
-
-
-def averaged(layer: MaskedWeight, gradient: Tensor) -> Tensor:
-    """Straight through, and into the running mean; those that overflow, as in fp16, are left out of it."""
-    if layer.mean_gradient is not None and bool(gradient.isfinite().all()):
-        layer.mean_gradient.lerp_(gradient, 1 - MEMORY)
-    return straight_through(layer, gradient)
-
-
-def straight_through_magnitude(layer: MaskedWeight, gradient: Tensor) -> Tensor:
-    """The mask's derivative in the magnitude of the score is one; in the score it is the sign of the score.
-
-    In latents: d|s|/ds * sign(base) * base * g, and sign(s) * sign(base) is the sign of the latent.
-    """
-    return gradient.mul_(layer.base).mul_(torch.sign(layer.latent, out=layer.weight))
-
-
-def through_sigmoid(layer: MaskedWeight, gradient: Tensor) -> Tensor:
-    """Times the derivative p (1 - p) of the probability; its constant factor does not move Adam."""
-    p = probabilities(layer)
-    return straight_through(layer, gradient).mul_(p).mul_(p.neg_().add_(1))
-
-
-def times_probability(layer: MaskedWeight, gradient: Tensor) -> Tensor:
-    """Times p, as in public tutorials."""
-    return straight_through(layer, gradient).mul_(probabilities(layer))
 
 
 def mean_magnitude(layer: MaskedWeight) -> None:
@@ -233,6 +180,13 @@ METHODS: Mapping[str, Method] = {
             "a weight whose sign is wrong for it is given up, and never farther from the mask than REACH; a density "
             'that falls on the cubic curve of Zhu and Gupta, "To prune, or not to prune" (2017), and holds; on ramps',
             positive_scores, ramped, straight_through, **OWN, ramp=RAMP, decays=True, turns=True,
+        ),
+        Method(
+            "signs",
+            "smask: as single, but the sign of a kept weight is searched too, as in that of Koster et al. (below): "
+            "weights are ranked by the magnitudes of latents, which pass through zero where they change their sign",
+            positive_scores, signs_ramped, straight_through, **(OWN | {"balance": balance_thresholds}),
+            by_magnitude=True, flips=True, ramp=RAMP, decays=True, turns=True,
         ),
         Method(
             "coats",

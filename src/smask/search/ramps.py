@@ -51,12 +51,16 @@ class Ramp:
             self._middle.fill_(-self._slope * middle)
             self._rise.fill_(self._slope)
 
-    def parts(self, latent: Tensor, sign: Tensor, *, out: Tensor) -> Tensor:
-        """How much is kept, 0 to 1, of weights with scores ``latent * sign``, float32 [c, ...] in memory ``out``."""
-        if out.device.type == "cpu":
+    def parts(self, latent: Tensor, sign: Tensor | None, *, out: Tensor) -> Tensor:
+        """How much is kept, 0 to 1, of weights with scores ``latent * sign``, float32 [c, ...] in memory ``out``.
+
+        Without ``sign`` scores are magnitudes of latents.
+        """
+        if sign is not None and out.device.type == "cpu":
             torch.addcmul(self._middle, latent, sign, value=self._slope, out=out)
         else:
-            torch.addcmul(self._middle, torch.mul(latent, sign, out=out), self._rise, out=out)
+            ranks = torch.abs(latent, out=out) if sign is None else torch.mul(latent, sign, out=out)
+            torch.addcmul(self._middle, ranks, self._rise, out=out)
         return F.hardsigmoid(out, inplace=True)
 
 

@@ -101,7 +101,7 @@ class Run:
         search = self.search
         if self.progress or self._is_shared:
             planes = {
-                name: (at.part_of_all(at.now), at.n_weights, at.method.n_coats) for name, at in search.layers.items()
+                name: (at.part_of_all(at.now), at.n_weights, at.method.n_values) for name, at in search.layers.items()
             }
             n_bytes = estimated_bytes(planes, search.floats())
         if self.progress:

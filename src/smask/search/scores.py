@@ -248,7 +248,8 @@ class MaskedWeight:
 
     def keep(self, levels: Tensor) -> None:
         """Fixes levels for good: uint8 [n_weights] on the CPU, 0 for weights that are not kept."""
-        signed = self.base.abs() * self.latent.detach().sign() if self.method.flips else self.base
+        latent = self.latent.detach()
+        signed = torch.where(latent * self.sign < 0, -self.base, self.base) if self.method.flips else self.base
         self.kept = signed * self.part(levels.view(self.shape)).to(self.base.device)
         self._silent = self.silent(levels).to(self.base.device)
         self.latent.grad = None

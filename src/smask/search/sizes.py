@@ -19,13 +19,13 @@ def estimated_bytes(planes: Mapping[str, tuple[float, int, int]], floats: Iterab
     """Bytes of the file that the search would give now.
 
     Args:
-        planes: Density, number of weights and of levels of kept ones, of each masked layer; bits are taken as
-            independent, levels as equally many.
+        planes: Density, number of weights and of values of kept ones, levels and signs, of each masked layer; bits are
+            taken as independent, values as equally many.
         floats: Scales, biases and norms as they will be stored.
     """
     n_plane_bytes = sum(
-        bitcoding.entropy_bytes(round(density * n), n) + density * n * math.log2(n_levels) / 8
-        for density, n, n_levels in planes.values()
+        bitcoding.entropy_bytes(round(density * n), n) + density * n * math.log2(n_values) / 8
+        for density, n, n_values in planes.values()
     )
     stored = torch.cat([torch.empty(0).bfloat16(), *(tensor.detach().flatten().cpu().bfloat16() for tensor in floats)])
     bytes_of_values = stored.view(torch.uint8).numpy().reshape(-1, 2)
