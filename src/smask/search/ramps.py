@@ -5,6 +5,10 @@ most of them by chance. On a ramp around the threshold a weight grows from nothi
 by as little as it moves itself. Ramps narrow in a line until masks are fixed, where rows have few weights sooner. What
 they bring, and where nothing, is in docs/searches.md.
 
+Where signs are searched too a score is the magnitude of a latent, and ramps begin as wide as they can: from zero, so
+that a weight begins as any trained one, in proportion to its latent as far as twice the threshold, and ends as nothing,
+one or minus one.
+
 The parts are those of a clamped line (a hard sigmoid). That masks begin soft and harden is from Savarese, Silva and
 Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, whose sigmoids have a gradient of their own.
 Here the gradient of a score is straight through, as without a ramp.
@@ -75,4 +79,5 @@ def place_ramps(layers: Iterable[MaskedWeight], part: float) -> None:
     for layer in layers:
         if layer.method.ramp and layer.origin is None:
             own = of_few if layer.has_few else part
-            layer.ramp.place(layer.threshold[0], layer.method.ramp * layer.stride * own)
+            unit = layer.threshold[0] if layer.method.flips else layer.stride
+            layer.ramp.place(layer.threshold[0], layer.method.ramp * unit * own)
