@@ -174,11 +174,11 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
             group=group, precision="bf16",
         ),
     }  # fmt: skip
-    models["deep"] = search("deep", group=group, method="single")
+    models["deep"] = search("deep", group=group, method="signs")
     held = Held(20)
-    models["deep-shard"] = search("deep", group=group, method="single", shard=True, checkpoints=held)
+    models["deep-shard"] = search("deep", group=group, method="signs", shard=True, checkpoints=held)
     models["deep-shard-resumed"] = search(
-        "deep", group=group, method="single", shard=True, checkpoints=Held(0, held.held)
+        "deep", group=group, method="signs", shard=True, checkpoints=Held(0, held.held)
     )
     texts["accuracy"] = [at.accuracy for at in seen]
     for name, shard in (("cnn", False), ("cnn-shard", True)):
@@ -270,7 +270,7 @@ def test_two_ranks_find_what_one_finds(results: Path, name: str, options: dict[s
 @pytest.mark.parametrize("name", ["deep", "deep-shard"])
 def test_orthogonal_steps_on_two_ranks(results: Path, name: str) -> None:
     """A matrix whose rows lie on two ranks takes the steps of the whole matrix; 0.98 of the second if it did not."""
-    alone, shared = search("deep", method="single"), smask.load((results / f"{name}-0").read_bytes())
+    alone, shared = search("deep", method="signs"), smask.load((results / f"{name}-0").read_bytes())
     for layer in recipe_of(alone).coded:
         one, other = alone.state_dict()[layer], shared.state_dict()[layer]
         assert ((one != 0) == (other != 0)).float().mean() > 0.99, layer

@@ -145,7 +145,7 @@ def found(data: Dataset, net: nn.Module, **options: Any) -> bytes:
 @pytest.mark.gpu
 @on_cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["single", "coats", "edge-popup", "bernoulli-expected"])
+@pytest.mark.parametrize("method", ["single", "signs", "coats", "edge-popup", "bernoulli-expected"])
 @pytest.mark.parametrize("name", ["conv2", "resnet20"])
 def test_recorded_searches_give_the_same_bytes(
     name: str, method: str, precision: str, monkeypatch: pytest.MonkeyPatch

@@ -87,11 +87,14 @@ def test_a_resumed_search_ends_in_the_same_bytes(digits_data: Dataset, tmp_path:
         assert len(list(folder.iterdir())) <= 2
 
 
-def test_a_search_resumed_on_its_ramps_ends_in_the_same_bytes(digits_data: Dataset, tmp_path: Path) -> None:
-    whole = search("own", digits_data, None, method="single")
+@pytest.mark.parametrize("method", ["single", "signs"])
+def test_a_search_resumed_on_its_ramps_ends_in_the_same_bytes(
+    digits_data: Dataset, tmp_path: Path, method: str
+) -> None:
+    whole = search("own", digits_data, None, method=method)
     with pytest.raises(StoppedError):
-        search("own", digits_data, Stopping(tmp_path, 7), method="single")
-    assert search("own", digits_data, Checkpoints(tmp_path, resume=True), method="single") == whole
+        search("own", digits_data, Stopping(tmp_path, 7), method=method)
+    assert search("own", digits_data, Checkpoints(tmp_path, resume=True), method=method) == whole
 
 
 def test_checkpoints_change_nothing(digits_data: Dataset, tmp_path: Path) -> None:

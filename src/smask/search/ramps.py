@@ -5,9 +5,8 @@ most of them by chance. On a ramp around the threshold a weight grows from nothi
 by as little as it moves itself. Ramps narrow in a line until masks are fixed, where rows have few weights sooner. What
 they bring, and where nothing, is in docs/searches.md.
 
-Where signs are searched too a score is the magnitude of a latent, and ramps begin as wide as they can: from zero, so
-that a weight begins as any trained one, in proportion to its latent as far as twice the threshold, and ends as nothing,
-one or minus one.
+Where signs are searched too a score is the magnitude of a latent, which the threshold has a distance from zero to be
+measured by: from zero to twice the threshold a ramp would be a trained weight, in proportion to its latent.
 
 The parts are those of a clamped line (a hard sigmoid). That masks begin soft and harden is from Savarese, Silva and
 Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, whose sigmoids have a gradient of their own.
