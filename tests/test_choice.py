@@ -9,26 +9,15 @@ from torch import nn
 import smask
 from smask import TargetSize, architectures, named_nets
 from smask.recipe import recipe_of
-from smask.search.choice import AUTO, FEW_BITS, FEW_KEPT, N_SHALLOW, best
+from smask.search.choice import AUTO, N_SHALLOW, best
 from smask.search.data import Batches, Dataset
 from smask.search.methods import METHODS
-from smask.search.weights import maskable
 
 
 def test_names() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
-    plain = nn.Sequential(*(nn.Linear(20, 20) for _ in range(N_SHALLOW)))
-    deep = nn.Sequential(plain, nn.Linear(20, 20))
-    normed = nn.Sequential(deep, nn.LayerNorm(20))
-
-    def chosen(net: nn.Module, density: float = 0.5, n_bytes: int | None = None, trained: bool = False) -> str:
-        return best(net, maskable(net), trained=trained, density=density, n_bytes=n_bytes)
-
-    assert (chosen(plain), chosen(deep), chosen(deep, 0.01), chosen(normed)) == ("coats", "single", "single", "single")
-    assert (chosen(normed, FEW_KEPT), chosen(normed, FEW_KEPT + 0.01)) == ("coats", "single")
-    n_bytes = round(FEW_BITS * 400 * (N_SHALLOW + 1) / 8)
-    assert (chosen(normed, 0.01, n_bytes), chosen(normed, 0.01, n_bytes + 1)) == ("coats", "single")
-    assert (chosen(plain, trained=True), chosen(normed, 0.01, trained=True)) == ("single", "single")
+    assert [best(n, trained=False) for n in (1, N_SHALLOW, N_SHALLOW + 1)] == ["coats", "coats", "signs"]
+    assert [best(n, trained=True) for n in (1, N_SHALLOW + 1)] == ["single", "single"]
     assert AUTO not in METHODS
 
 
@@ -62,8 +51,11 @@ def test_auto_has_one_level_over_a_checkpoint(digits_data: Dataset) -> None:
     assert smask.encode(named.state_dict(), recipe_of(named)) == smask.encode(one.state_dict(), recipe_of(one))
 
 
-def test_one_level_can_be_asked_for(digits_data: Dataset) -> None:
-    assert levels_of(found(digits_data, density=0.04, method="single")) == {0, 1}
+@pytest.mark.parametrize("method", ["single", "signs"])
+def test_one_level_can_be_asked_for(digits_data: Dataset, method: str) -> None:
+    one = found(digits_data, density=0.04, method=method)
+    assert levels_of(one) == {0, 1}
+    assert all((coded.flip is not None) == (method == "signs") for coded in recipe_of(one).coded.values())
 
 
 def test_auto_of_a_deep_net(digits_data: Dataset) -> None:
@@ -75,5 +67,5 @@ def test_auto_of_a_deep_net(digits_data: Dataset) -> None:
         one = smask.find_masks(net, batches, method=method, epochs=1, density=0.2)
         return smask.encode(one.state_dict(), recipe_of(one))
 
-    assert search("auto", N_SHALLOW) == search("single", N_SHALLOW) != search("coats", N_SHALLOW)
+    assert search("auto", N_SHALLOW) == search("signs", N_SHALLOW) != search("coats", N_SHALLOW)
     assert search("auto", N_SHALLOW - 1) == search("coats", N_SHALLOW - 1)
