@@ -1,12 +1,13 @@
-"""What ramps, decay and Muon each bring to masks of one level in a deep net; keeps it in docs/ablations.json.
+"""What searched signs, ramps, decay and Muon each bring to masks of a deep net; keeps it in docs/ablations.json.
 
     python tools/ablations_table.py --data cifar10.npz                     # nine minutes a search on one core with AMX
-    python tools/ablations_table.py --data cifar10.npz --only "without decay" --seeds 2
+    python tools/ablations_table.py --data cifar10.npz --only "as it is" "signs of the seed" --seeds 2
     python tools/ablations_table.py --tables                               # only the table in docs/searches.md
 
 The same search of a narrow ResNet-18 on 12,500 images of CIFAR-10, scored on all test images, with one part of it taken
-out at a time. The data are arrays x_train, y_train, x_test and y_test, uint8 and [N, 32, 32, 3]. Searches that the
-report has already are not run again unless they are named by --only. Several of these commands may run side by side.
+out at a time; files have the same bytes, but for some hundred where a fifth of the weights is kept. The data are arrays
+x_train, y_train, x_test and y_test, uint8 and [N, 32, 32, 3]. Searches that the report has already are not run again
+unless they are named by --only. Several of these commands may run side by side.
 """
 
 from __future__ import annotations
@@ -29,15 +30,21 @@ from smask.measurement import facts
 
 OUT = DOCS / "ablations.json"
 N_IMAGES = 12_500
-SEARCH = "--arch resnet18:16 --method single --density 0.2 --epochs 30 --precision bf16 --flip --shift 4 --device cpu"
-# Fields of the method, and for ramps of short rows the part of the way after which they end.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "as it is": {},
-    "without ramps": {"ramp": 0.0},
-    "without decay": {"decays": False},
-    "without Muon": {"turns": False},
-    "ramps of short rows as long as others": {"part_of_few": 1.0},
-    "without ramps, decay and Muon": {"ramp": 0.0, "decays": False, "turns": False},
+SEARCH = "--arch resnet18:16 --epochs 30 --precision bf16 --flip --shift 4 --device cpu"
+OPTIONS = {"signs": "--method signs --target-size 67.4kB", "single": "--method single --density 0.2"}
+SEED = "signs of the seed"
+# Method and its fields, and for ramps of short rows the part of the way after which they end.
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "as it is": ("signs", {}),
+    "without ramps": ("signs", {"ramp": 0.0}),
+    "without decay": ("signs", {"decays": False}),
+    "without Muon": ("signs", {"turns": False}),
+    SEED: ("single", {}),
+    f"{SEED}, without ramps": ("single", {"ramp": 0.0}),
+    f"{SEED}, without decay": ("single", {"decays": False}),
+    f"{SEED}, without Muon": ("single", {"turns": False}),
+    f"{SEED}, ramps of short rows as long as others": ("single", {"part_of_few": 1.0}),
+    f"{SEED}, without ramps, decay and Muon": ("single", {"ramp": 0.0, "decays": False, "turns": False}),
 }
 
 
@@ -47,9 +54,10 @@ def search(variant: str, words: list[str]) -> int:
     from smask.search import ramps
     from smask.search.methods import METHODS
 
-    changes = dict(VARIANTS[variant])
+    method, fields = VARIANTS[variant]
+    changes = dict(fields)
     ramps.PART_OF_FEW = changes.pop("part_of_few", ramps.PART_OF_FEW)
-    METHODS["single"] = replace(METHODS["single"], **changes)  # type: ignore[index]
+    METHODS[method] = replace(METHODS[method], **changes)  # type: ignore[index]
     return smask(words)
 
 
@@ -64,7 +72,8 @@ def write_part(source: str, path: str) -> None:
 
 
 def measured(variant: str, seed: int, data: str, folder: str) -> dict[str, Any]:
-    options = ["encode", "--data", data, *SEARCH.split(), "--seed", str(seed), "--json", "-q"]
+    own = OPTIONS[VARIANTS[variant][0]]
+    options = ["encode", "--data", data, *SEARCH.split(), *own.split(), "--seed", str(seed), "--json", "-q"]
     log, output = f"{folder}/log.jsonl", f"{folder}/out.smask"
     words = [sys.executable, __file__, "--variant", variant, *options, "--force", "--log", log, "-o", output]
     printed = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -88,13 +97,14 @@ def kept(report: dict[str, Any], variant: str, found: dict[str, Any]) -> dict[st
 
 
 def rows(report: dict[str, Any]) -> list[str]:
-    lines = ["| | test images, each seed | mean | training images |", "|---|---|---|---|"]
+    lines = ["| | bytes | test images, each seed | mean | training images |", "|---|---|---|---|---|"]
     for variant in VARIANTS:
         found = report["variants"].get(variant, [])
         if found:
             each = ", ".join(f"{100 * one['accuracy']:.1f}" for one in found)
             means = [statistics.mean(one[key] for one in found) for key in ("accuracy", "training_accuracy")]
-            lines.append(f"| {variant} | {each} % | {100 * means[0]:.1f} % | {100 * means[1]:.1f} % |")
+            n_bytes = max(one["n_bytes"] for one in found)
+            lines.append(f"| {variant} | {n_bytes:,} | {each} % | {100 * means[0]:.1f} % | {100 * means[1]:.1f} % |")
     return lines
 
 
@@ -109,7 +119,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.tables and arguments.data is None:
         parser.error("--data or --tables")
-    new: dict[str, Any] = {"command": f"smask encode --data part.npz {SEARCH}", "n_images": N_IMAGES, "variants": {}}
+    command = f"smask encode --data part.npz {SEARCH}"
+    new: dict[str, Any] = {"command": command, "options": OPTIONS, "n_images": N_IMAGES, "variants": {}}
     report = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else new
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.tables:
