@@ -9,15 +9,33 @@ from torch import nn
 import smask
 from smask import TargetSize, architectures, named_nets
 from smask.recipe import recipe_of
-from smask.search.choice import AUTO, N_SHALLOW, best
+from smask.search.choice import AUTO, FEW_BITS, FEW_KEPT, N_SHALLOW, SIGN_BITS, SIGN_KEPT, best
 from smask.search.data import Batches, Dataset
 from smask.search.methods import METHODS
+from smask.search.weights import maskable
 
 
 def test_names() -> None:
     assert {name: method.name for name, method in METHODS.items()} == {name: name for name in METHODS}
-    assert [best(n, trained=False) for n in (1, N_SHALLOW, N_SHALLOW + 1)] == ["coats", "coats", "signs"]
-    assert [best(n, trained=True) for n in (1, N_SHALLOW + 1)] == ["single", "single"]
+    plain = nn.Sequential(*(nn.Linear(20, 20) for _ in range(N_SHALLOW)))
+    deep = nn.Sequential(plain, nn.Linear(20, 20))
+    normed, batch_normed = nn.Sequential(deep, nn.LayerNorm(20)), nn.Sequential(deep, nn.BatchNorm1d(20))
+
+    def chosen(net: nn.Module, density: float = 0.5, n_bytes: int | None = None, trained: bool = False) -> str:
+        return best(net, maskable(net), trained=trained, density=density, n_bytes=n_bytes)
+
+    def size(bits: float) -> int:
+        return round(bits * 400 * (N_SHALLOW + 1) / 8)
+
+    assert (chosen(plain), chosen(deep), chosen(deep, 0.01), chosen(normed)) == ("coats", "single", "single", "single")
+    assert (chosen(normed, FEW_KEPT), chosen(normed, FEW_KEPT + 0.01)) == ("coats", "single")
+    n_bytes = size(FEW_BITS)
+    assert (chosen(normed, 0.01, n_bytes), chosen(normed, 0.01, n_bytes + 1)) == ("coats", "single")
+    assert (chosen(batch_normed, SIGN_KEPT), chosen(batch_normed, SIGN_KEPT + 0.01)) == ("single", "signs")
+    n_bytes = size(SIGN_BITS)
+    assert (chosen(batch_normed, 0.01, n_bytes), chosen(batch_normed, 0.01, n_bytes + 1)) == ("single", "signs")
+    assert chosen(nn.Sequential(plain, nn.BatchNorm1d(20))) == "coats"
+    assert [chosen(net, trained=True) for net in (plain, normed, batch_normed)] == ["single"] * 3
     assert AUTO not in METHODS
 
 
@@ -67,5 +85,5 @@ def test_auto_of_a_deep_net(digits_data: Dataset) -> None:
         one = smask.find_masks(net, batches, method=method, epochs=1, density=0.2)
         return smask.encode(one.state_dict(), recipe_of(one))
 
-    assert search("auto", N_SHALLOW) == search("signs", N_SHALLOW) != search("coats", N_SHALLOW)
+    assert search("auto", N_SHALLOW) == search("single", N_SHALLOW) != search("coats", N_SHALLOW)
     assert search("auto", N_SHALLOW - 1) == search("coats", N_SHALLOW - 1)

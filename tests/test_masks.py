@@ -12,9 +12,9 @@ from torch import nn
 from smask.reconstruction import reconstruct
 from smask.search.finish import Floats, coded_tensors
 from smask.search.initialisation import masked_weights
-from smask.search.methods import METHODS, RAMP_OF_SIGNS
+from smask.search.methods import METHODS
 from smask.search.objective import Objective
-from smask.search.ramps import place_ramps
+from smask.search.ramps import N_ON_RAMP, place_ramps
 from smask.search.schedule import Schedule
 from smask.search.scores import MaskedWeight
 from smask.search.steps import Search
@@ -55,7 +55,9 @@ def test_signs_are_those_of_latents(kind: str) -> None:
 def test_on_ramps_they_are_kept_in_part(kind: str, part: float) -> None:
     masked = layer(kind)
     place_ramps([masked], part)
-    assert masked.ramp.width == pytest.approx(RAMP_OF_SIGNS * part * masked.threshold[0])
+    above_foot = float((masked.latent.abs() > masked.foot).float().mean())
+    assert above_foot == pytest.approx(N_ON_RAMP * DENSITY, abs=1e-3)
+    assert masked.ramp.width == pytest.approx(part * 2 * (masked.threshold[0] - masked.foot))
     parts = (((masked.latent.detach().abs() - masked.threshold[0]) / masked.ramp.width) + 0.5).clamp(0, 1)
     assert float(((parts > 0) & (parts < 1)).float().mean()) > 0.1
     want = parts * masked.base.abs() * masked.latent.detach().sign()
@@ -90,6 +92,17 @@ def test_the_file_has_the_weights_of_the_search(kind: str) -> None:
     assert torch.equal(reconstruct(coded, SEED), masked.weight.detach())
     assert torch.equal(masked.weight[0, :2] != 0, torch.tensor([True, True]))
     assert torch.equal(masked.weight[0, 2:4] > 0, torch.tensor([True, False]))
+
+
+def test_ramps_of_most_weights_begin_at_the_least() -> None:
+    masked = layer("signed")
+    masked.method.balance({"w": masked}, {"w": 0.6})
+    assert masked.foot == float(masked.latent.detach().abs().min())
+    place_ramps([masked], 1.0)
+    assert masked.ramp.width == pytest.approx(2 * (masked.threshold[0] - masked.foot))
+    masked.method.balance({"w": masked}, {"w": 1.0})  # all are kept: there is none
+    place_ramps([masked], 1.0)
+    assert masked.ramp.width == 0
 
 
 def test_a_search_turns_signs() -> None:

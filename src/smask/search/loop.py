@@ -178,7 +178,8 @@ def find_masks(
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     if method == AUTO:
-        method = best(len(maskable(model, only)), trained=origin is not None)
+        n_bytes = target.n_bytes if target else None
+        method = best(model, maskable(model, only), trained=origin is not None, density=density, n_bytes=n_bytes)
     method_of = METHODS[method]
     passes = Precision(precision, here)
     # Overflow is seen by the rank that has the row, and all would have to leave out the step.

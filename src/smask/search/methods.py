@@ -37,9 +37,6 @@ INITIAL_WIDTH = 0.1
 # farther while the net is young never comes back, though all that it was judged by has changed since. Chosen on a part
 # of the training data of MNIST and Fashion-MNIST, as the next. Searches of 5 epochs gain by both, of 20 no more.
 REACH, RAMP = 0.02, 0.05
-# The same in thresholds, where signs are searched too. A language model in 54 and 95 kB after one pass, bits a byte:
-# 2.83 and 2.71 with 0.5, 2.83 and 2.69 with 1, 2.97 and 2.68 with 2, from zero; 2.90 and 2.72 with 0.05 in scores.
-RAMP_OF_SIGNS = 1.0
 # Steps of scales are this many times as long as those of scores: their best values change whenever masks do. With one
 # for each of scores the end is the same, at nearly the cost of masks; with one for four Fashion-MNIST may lose 0.1 %.
 PACE_OF_SCALES, N_BETWEEN_SCALES = 4.0, 2
@@ -78,8 +75,8 @@ class Method:
         by_magnitude: Whether weights are ranked by the magnitude of their scores, else by the scores.
         n_coats: Masks on one base; the level of a weight is how many of them it is in.
         flips: Whether a weight takes the sign of its latent instead of that of its base.
-        ramp: Width of ramps when a search over the seed begins, in scores, or in thresholds where signs are searched
-            too; see :mod:`smask.search.ramps`.
+        ramp: Width of ramps when a search over the seed begins, in scores, or where signs are searched too in widths that
+            reach down to the foot; see :mod:`smask.search.ramps`.
         decays, turns: Whether scores over the seed decay; and are moved by Muon, see :mod:`smask.search.optimizer`.
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
@@ -190,7 +187,7 @@ METHODS: Mapping[str, Method] = {
             "smask: as single, but the sign of a kept weight is searched too, as in that of Koster et al. (below): "
             "weights are ranked by the magnitudes of latents, which pass through zero where they change their sign",
             positive_scores, signs_ramped, straight_through, **(OWN | {"balance": balance_thresholds}),
-            by_magnitude=True, flips=True, ramp=RAMP_OF_SIGNS, decays=True, turns=True,
+            by_magnitude=True, flips=True, ramp=1.0, decays=True, turns=True,
         ),
         Method(
             "coats",

@@ -5,8 +5,10 @@ most of them by chance. On a ramp around the threshold a weight grows from nothi
 by as little as it moves itself. Ramps narrow in a line until masks are fixed, where rows have few weights sooner. What
 they bring, and where nothing, is in docs/searches.md.
 
-Where signs are searched too a score is the magnitude of a latent, which the threshold has a distance from zero to be
-measured by: from zero to twice the threshold a ramp would be a trained weight, in proportion to its latent.
+Where signs are searched too a score is the magnitude of a latent, and ramps begin at a foot, above which there are as
+many weights that are not kept as are kept. A width that is the same for all densities, in scores or in thresholds, is
+too much where few are kept: what lies on a ramp wants to be there, in part, and is lost or whole in the end. It left
+conv6, 3 % kept, 0.2 in loss when masks were fixed.
 
 The parts are those of a clamped line (a hard sigmoid). That masks begin soft and harden is from Savarese, Silva and
 Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, whose sigmoids have a gradient of their own.
@@ -32,6 +34,9 @@ N_SIGMOID = 6.0
 # become whole or nothing at once: in sums of many that is lost in the noise, but the first convolution of a ResNet-18,
 # 27 weights a row, by itself made 0.12 of the 0.14 by which the loss rose; none of the 20 other layers made 0.003.
 PART_OF_FEW = 0.6
+# Weights above the foot of a ramp over those that are kept. MNIST in 4 and 8 kB, 5 passes, two seeds: 97.6 and 98.3 %
+# with 1.5, 97.9 and 98.2 % with 2.
+N_ON_RAMP = 2.0
 
 
 class Ramp:
@@ -78,5 +83,6 @@ def place_ramps(layers: Iterable[MaskedWeight], part: float) -> None:
     for layer in layers:
         if layer.method.ramp and layer.origin is None:
             own = of_few if layer.has_few else part
-            unit = layer.threshold[0] if layer.method.flips else layer.stride
-            layer.ramp.place(layer.threshold[0], layer.method.ramp * unit * own)
+            middle = layer.threshold[0]
+            unit = 2 * (middle - layer.foot) if layer.method.flips else layer.stride
+            layer.ramp.place(middle, layer.method.ramp * unit * own)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +42,14 @@ class Sample:
         if not self._rows.ranks:
             return own
         return self._rows.sum(torch.zeros(self._n, device=own.device).masked_scatter_(self._here, own))
+
+
+def in_order(sample: Tensor, places: Sequence[int]) -> list[float]:
+    """What would lie at these places of a sample, float32 [n], if it were sorted."""
+    if sample.device.type == "cpu":  # five times as fast as kthvalue of torch
+        found: list[float] = np.partition(sample.numpy(), places)[places].tolist()
+        return found
+    return sample.sort().values[places].tolist()
 
 
 def _sample(n_weights: int, device: torch.device) -> Tensor:

@@ -16,16 +16,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import bases
 from ..fills import flushed
-from .ramps import Ramp
+from .ramps import N_ON_RAMP, Ramp
 from .ranks import mixed
 from .rows import Rows
-from .sample import Sample
+from .sample import Sample, in_order
 
 if TYPE_CHECKING:
     from .methods import Method
@@ -57,6 +56,7 @@ class MaskedWeight:
         n_usable: Weights whose base is not zero, on all ranks; no others are ever kept.
         sign: Their signs; the same tensor for the signed base.
         threshold: n_coats numbers of float32, highest last; a weight has a coat for each that its rank is above.
+        foot: The rank that so many times as many weights are above as kept, see :mod:`smask.search.ramps`.
         graded: Base times the level that a weight has while it is kept, float32 [c, ...], since the last
             :meth:`grade`; the base itself with one level.
         density: Kept weights over usable ones at the end.
@@ -106,7 +106,7 @@ class MaskedWeight:
         self.sign = self.base if self.kind == "signed" else self.base.sign()
         self.bias = bias if origin is None else None
         self._lowest = torch.zeros((), device=device) if device.type == "cuda" else None
-        self.threshold, self.ramp = (0.0,) * method.n_coats, Ramp(device)
+        self.threshold, self.foot, self.ramp = (0.0,) * method.n_coats, 0.0, Ramp(device)
         self.graded = self.base.clone() if method.n_coats > 1 else self.base
         self.kept: Tensor | None = None
         self._silent: Tensor | None = None
@@ -221,11 +221,10 @@ class MaskedWeight:
         parts = [density * (n_coats - coat) / n_coats for coat in range(n_coats)]
         # Never all of them: a layer without any weight has no gradient that could bring one back.
         last = max(1, len(sample) - 1)
-        places = [min(max(round((1 - part) * len(sample)), 1), last) - 1 for part in parts]
-        if sample.device.type == "cpu":  # five times as fast as kthvalue of torch
-            found = np.partition(sample.numpy(), places)[places].tolist()
-        else:
-            found = sample.sort().values[places].tolist()
+        reached = (*parts, min(1.0, N_ON_RAMP * density))
+        *found, self.foot = in_order(
+            sample, [min(max(round((1 - part) * len(sample)), 1), last) - 1 for part in reached]
+        )
         self.threshold = tuple(-math.inf if part >= 1 else at for part, at in zip(parts, found, strict=True))
 
     def grade(self) -> None:
@@ -282,7 +281,7 @@ class MaskedWeight:
     def tensors(self) -> dict[str, Tensor]:
         """What is not regenerated from the seed, not copied."""
         found = {"latent": self.whole(self.latent.detach()), "scale": self.scales()}
-        found |= {"threshold": torch.tensor(self.threshold)}
+        found |= {"threshold": torch.tensor(self.threshold), "foot": torch.tensor(self.foot)}
         found |= {"graded": self.whole(self.graded)} if self.method.n_coats > 1 else {}
         return found if self.mean_gradient is None else found | {"mean_gradient": self.whole(self.mean_gradient)}
 
@@ -291,7 +290,7 @@ class MaskedWeight:
         """Takes over what :meth:`tensors` gave, and the levels if they were fixed then."""
         self.latent.copy_(self.part(tensors["latent"]))
         self.scale.copy_(self.part(tensors["scale"]) if self.per_channel else tensors["scale"])
-        self.threshold = tuple(tensors["threshold"].tolist())
+        self.threshold, self.foot = tuple(tensors["threshold"].tolist()), float(tensors["foot"])
         if self.method.n_coats > 1:
             self.graded.copy_(self.part(tensors["graded"]))
         if self.mean_gradient is not None:
