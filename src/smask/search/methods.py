@@ -75,8 +75,8 @@ class Method:
         by_magnitude: Whether weights are ranked by the magnitude of their scores, else by the scores.
         n_coats: Masks on one base; the level of a weight is how many of them it is in.
         flips: Whether a weight takes the sign of its latent instead of that of its base.
-        ramp: Width of ramps when a search over the seed begins, in scores, or where signs are searched too in widths that
-            reach down to the foot; see :mod:`smask.search.ramps`.
+        ramp: Width of ramps when a search over the seed begins, in scores, or where signs are searched too in widths
+            that reach down to the foot; see :mod:`smask.search.ramps`.
         decays, turns: Whether scores over the seed decay; and are moved by Muon, see :mod:`smask.search.optimizer`.
         falls: Whether the density falls during the search, else it is that of the end all along.
         learns_scale: Whether scales may be trained; else ``settle`` computes them.
