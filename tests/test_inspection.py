@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,24 @@ def test_planes_and_flips_are_counted(vectors: Path) -> None:
         if tensor.name != "t5":  # scales of -1 and 0
             assert tensor.n_kept == int((weights[tensor.name] != 0).sum())
         assert len(tensor.codings) >= tensor.n_planes
+
+
+def test_flipped_weights_are_counted(found: torch.nn.Module) -> None:
+    """Two turned by hand, and one that is not kept, which is none; without flips nothing is said."""
+    state, recipe = {name: tensor.clone() for name, tensor in found.state_dict().items()}, found.smask_recipe
+    name, *others = recipe.coded
+    coded = recipe.coded[name]
+    weights = state[name].flatten()
+    kept, (empty, *_) = weights.nonzero().flatten()[[3, 40]].tolist(), (weights == 0).nonzero().flatten().tolist()
+    flip = torch.zeros_like(coded.planes[0])
+    for place in (*kept, empty):
+        flip[place >> 3] |= 1 << (place & 7)
+    weights[kept] *= -1
+    turned = replace(recipe, coded={**recipe.coded, name: replace(coded, flip=flip)})
+    reports = {tensor.name: tensor for tensor in smask.inspect(smask.encode(state, turned)).tensors}
+    assert (reports[name].n_kept, reports[name].n_flipped) == (int((weights != 0).sum()), 2)
+    assert others
+    assert all(reports[other].n_flipped is None for other in others)
 
 
 def test_channels_are_counted(found: torch.nn.Module) -> None:

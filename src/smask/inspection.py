@@ -28,6 +28,7 @@ class TensorReport:
         same: Name of the tensor whose bytes it shares, one of its task or else of the first, or None.
         of: Name of the tensor of the base checkpoint that it is over, or None.
         n_weights, n_kept: Elements, and those that are not zero (None for a plain tensor).
+        n_flipped: Kept ones whose sign is not that of the base, None where all are.
         n_kept_of_channels: The fewest and the most of an output channel, the first dimension (None for a plain tensor).
         n_empty_channels: Output channels of which no weight is kept.
         n_bytes: Coded planes of the tensor, over the base ``values`` with its values.
@@ -45,6 +46,7 @@ class TensorReport:
     of: str | None
     n_weights: int
     n_kept: int | None
+    n_flipped: int | None
     n_kept_of_channels: tuple[int, int] | None
     n_empty_channels: int
     n_bytes: int
@@ -180,11 +182,14 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
         for index, one in heard.items()
     }
     found: dict[int, list[tuple[str, int, float]]] = {index: [] for index in assemblies}
+    n_flipped = {index: 0 for index in assemblies if records[index].flip}
     for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
         assembly, where = assemblies[index], f"{kind} of plane {plane} of {records[index].name!r}"
         n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
         bits = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where, context=context)
         assembly.add(kind, bits)
+        if kind == "flip":
+            n_flipped[index] += bits.n_ones
         if kind.startswith("byte"):
             entropy = bitcoding.entropy_of_bytes(bits.packed)
         else:
@@ -196,7 +201,7 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     }
     tasks: list[str | None] = [*(task.name for task in opened.manifest.tasks)] or [None]
     return [
-        _report(records[index], task, kept.get(index), found.get(index, []))
+        _report(records[index], task, kept.get(index), n_flipped.get(index), found.get(index, []))
         for task, group in zip(tasks, groups.groups(opened.manifest), strict=True) for index in group
     ]  # fmt: skip
 
@@ -210,7 +215,11 @@ def _task_report(task: Task, reports: list[TensorReport]) -> TaskReport:
 
 
 def _report(
-    record: Record, task: str | None, channels: Integers | None, found: list[tuple[str, int, float]]
+    record: Record,
+    task: str | None,
+    channels: Integers | None,
+    n_flipped: int | None,
+    found: list[tuple[str, int, float]],
 ) -> TensorReport:
     return TensorReport(
         task=task,
@@ -223,6 +232,7 @@ def _report(
         of=None if record.of is None else record.origin,
         n_weights=record.n_weights,
         n_kept=None if channels is None else int(channels.sum()),
+        n_flipped=n_flipped,
         n_kept_of_channels=(int(channels.min()), int(channels.max()))
         if channels is not None and len(channels)
         else None,

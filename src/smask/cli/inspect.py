@@ -33,11 +33,14 @@ def _form(tensor: TensorReport) -> str:
     if tensor.same:
         return f"same as {tensor.same}"
     over = "" if tensor.of is None else "base" if tensor.of == tensor.name else f"base {tensor.of!r}"
+    planes = f"{tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}"
+    if tensor.n_flipped is not None:
+        planes += f", {tensor.n_flipped / max(1, tensor.n_kept or 0):.0%} flipped"
     if tensor.base == "file":
-        return f"{over}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}"
+        return f"{over}, {planes}"
     if not tensor.n_planes:
         return f"float, {tensor.dtype}" + f" over {over}" * bool(over)
-    return f"{tensor.base}, {tensor.n_planes} plane{'s' * (tensor.n_planes > 1)}" + f", over {over}" * bool(over)
+    return f"{tensor.base}, {planes}" + f", over {over}" * bool(over)
 
 
 def _by_channel(tensor: TensorReport) -> str:
