@@ -28,7 +28,7 @@ class TensorReport:
         same: Name of the tensor whose bytes it shares, one of its task or else of the first, or None.
         of: Name of the tensor of the base checkpoint that it is over, or None.
         n_weights, n_kept: Elements, and those that are not zero (None for a plain tensor).
-        n_flipped: Kept ones whose sign is not that of the base, None where all are.
+        n_flipped: Kept ones whose sign is not that of the base, None where none can have another.
         n_kept_of_channels: The fewest and the most of an output channel, the first dimension (None for a plain tensor).
         n_empty_channels: Output channels of which no weight is kept.
         n_bytes: Coded planes of the tensor, over the base ``values`` with its values.
