@@ -5,8 +5,8 @@
 
 All three train the same net on the same batch, with fused Adam but for scores that a search moves by Muon. The sorting
 step is the reference edge-popup of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every
-forward pass. Nets are built several times, since where their memory lies moves a step by some percent. `coats` and
-`signs` are what `auto` is in nets of few layers and in others; `single` has masks alone.
+forward pass. Nets are built several times, since where their memory lies moves a step by some percent. `coats` is
+`auto` in nets of few layers, `signs` in deep ones with batch norms, `single` in others.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ by as little as it moves itself. Ramps narrow in a line until masks are fixed, w
 they bring, and where nothing, is in docs/searches.md.
 
 Where signs are searched too a score is the magnitude of a latent, and ramps begin at a foot, above which there are as
-many weights that are not kept as are kept. A width that is the same for all densities, in scores or in thresholds, is
-too much where few are kept: what lies on a ramp wants to be there, in part, and is lost or whole in the end. It left
-conv6, 3 % kept, 0.2 in loss when masks were fixed.
+many weights that are not kept as are kept. As wide as the
+threshold is high was too much where few are kept: in the end what lies on a ramp becomes whole or nothing, and the loss
+of conv6, 3 % kept, rose by 0.25 when masks were fixed.
 
 The parts are those of a clamped line (a hard sigmoid). That masks begin soft and harden is from Savarese, Silva and
 Maire, "Winning the Lottery with Continuous Sparsification", NeurIPS 2020, whose sigmoids have a gradient of their own.
