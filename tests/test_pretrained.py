@@ -240,12 +240,12 @@ def test_bases_that_do_not_fit(digits_data: Dataset, upper: Dataset, trained: di
     with pytest.raises(ArchitectureError) as caught:
         searched(digits_data, upper, {"0.weight": torch.ones(2, 2), "4.weight": torch.ones(3)})
     assert caught.value.differences == (
-        "2.weight is not in the base", "4.weight is F32 [3] in the base, [48, 96] in the net",
-        "6.weight is not in the base",
+        "2.weight is not in the checkpoint", "4.weight is F32 [3] in the checkpoint, [48, 96] in the net",
+        "6.weight is not in the checkpoint",
     )  # fmt: skip
     with pytest.raises(ArgumentError) as broken:
         searched(digits_data, upper, {**trained, "4.weight": trained["4.weight"] / 0})
-    assert (broken.value.name, str(broken.value.got)[:8]) == ("origin", "4.weight")
+    assert (broken.value.name, str(broken.value.got)) == ("4.weight", "NaN, infinity or a magnitude beyond binary32")
     with pytest.raises(ArgumentError) as unfit:
         searched(digits_data, upper, trained, method="biprop")
     assert unfit.value.name == "method"
@@ -311,11 +311,14 @@ def test_architecture_and_head_from_a_smask_base(
         (["--base", "nowhere.pt"], 4, ["nowhere.pt", "checkpoint"]),
         (["--leave-out", "2"], 2, ["--leave-out", "--base CHECKPOINT"]),
         (["--initial", "random"], 2, ["--initial", "--base CHECKPOINT"]),
-        (["--base", "{base}", "--base-mean", "0.5"], 2, ["--base-std", "both"]),
+        (["--base", "{base}", "--mean", "0.5"], 2, ["--std", "both"]),
+        (["--mean", "0.5", "--std", "0.5"], 2, ["--start or --base"]),
+        (["--base", "{base}", "--start", "{base}"], 2, ["--base and --start"]),
+        (["--start", "nowhere.pt"], 3, ["nowhere.pt"]),
         (["--base", "{base}", "--arch", "mlp:64-96-48-5", "--leave-out", "3"], 2, ["'3'", "2, 4, 6"]),
         (["--base", "{base}", "--arch", "mlp:64-96-48-5", "--leave-out", "2", "4", "6"], 2, ["one layer left"]),
         (["--base", "{base}", "--arch", "mlp:64-96-47-5", "--leave-out", "4"], 2, ["4.weight"]),
-        (["--base", "{base}", "--arch", "mlp:64-32-16-5"], 6, ["[96, 64] in the base, [32, 64] in the net"]),
+        (["--base", "{base}", "--arch", "mlp:64-32-16-5"], 6, ["[96, 64] in the checkpoint, [32, 64] in the net"]),
     ],
 )  # fmt: skip
 def test_usage(

@@ -18,6 +18,7 @@ examples:
   smask encode --data mnist/ --target-size 4kB
   smask encode --data mnist/ --accuracy 97%
   smask encode --data mnist/ --teacher cnn.pt --teacher-arch mnist-cnn    learns from a trained network too
+  smask encode --data cifar10.npz --arch resnet18 --start trained.pt --target-size 900kB    begins as a trained net
   smask encode --data fashion/ --base mnist.pt --arch lenet-300-100       masks of trained weights, a file for each task
   smask encode --data fashion/ --base mnist.smask --leave-out 2           the first layer stays as it is
   torchrun --nproc-per-node 4 -m smask encode --data cifar10.npz --arch conv6    one search on four devices
@@ -120,7 +121,7 @@ def add(commands: Any) -> None:
     data_options.add(parser)
     data_options.add_changes(parser)
     add_teacher(parser.add_argument_group("teacher").add_argument)
-    pretrained.add(parser.add_argument_group("over a checkpoint (--base)").add_argument)
+    pretrained.add(parser.add_argument_group("with a trained checkpoint (--start, --base)").add_argument)
     processes.add(parser.add_argument_group("scale").add_argument)
     decoupled_options.add(parser.add_argument_group("decoupled search").add_argument)
     run_options = parser.add_argument_group("long runs").add_argument
@@ -212,9 +213,11 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
     if "teacher" in found:
         right = f"{found['teacher_accuracy']:.2%} of some training inputs"
         rows.insert(2, ("teacher", f"{screen.safe(found['teacher'])}, right on {right}"))
-    if job.base:
+    if "new" in found:
         new = f"; seeded, since it has none: {_some(found['new'])}" if found["new"] else ""
-        rows.insert(1, ("base", f"{screen.safe(arguments.base)}, sha256 of its tensors {job.base.digest}{new}"))
+        digest = f", sha256 of its tensors {job.base.digest}" if job.base else ""
+        named = ("base", arguments.base) if job.base else ("began as", arguments.start)
+        rows.insert(1, (named[0], f"{screen.safe(named[1])}{digest}{new}"))
     if "trials" in found:
         unit, form = ("bits per byte", ".4f") if arguments.task == "lm" else ("accuracy", ".2%")
         tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:{form}}" for trial in found["trials"])

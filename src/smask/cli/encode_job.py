@@ -49,6 +49,7 @@ class Job:
     Attributes:
         device: Where to search.
         base: The checkpoint whose weights are masked, None for those of the seed.
+        start: The checkpoint as which a search over the seed begins, or None.
         whole: What is searched for, with all training inputs.
         name: Of the architecture.
         epochs: Of each search.
@@ -67,8 +68,10 @@ class Job:
         if arguments.target_size is not None:
             self._target = TargetSize(arguments.target_size, keep_best=arguments.keep_best)
         self.device: torch.device = joined.device
-        self.base = pretrained.open_named(arguments)
-        self.whole, self._net, self.name = task_and_net(arguments, over=self.base is not None)
+        named = pretrained.open_named(arguments)
+        self.base = None if arguments.start is not None else named
+        self.start = None if self.base else named
+        self.whole, self._net, self.name = task_and_net(arguments, trained=pretrained.checkpoint_of(arguments))
         self.whole.check_fit(self._net)
         self._only = pretrained.masked_names(self._net, self.base, arguments)
         self.n_blocks = decoupled_options.n_blocks_of(arguments, self._net, joined)
@@ -87,6 +90,9 @@ class Job:
         if self.base:
             new = pretrained.new_layers(self._net, self.base, self._only)
             self._taught |= {"base": arguments.base, "base_digest": self.base.digest, "new": new}
+        if self.start:
+            new = pretrained.new_layers(self._net, self.start, self._only)
+            self._taught |= {"start": arguments.start, "new": new}
         task = self.whole
         self._judge: Task | None = None
         part = VALIDATION if self._goal is not None and arguments.validation is None else arguments.validation
@@ -146,7 +152,7 @@ class Job:
                 self._net, self._batches(), record=True, method=arguments.method, density=density, target=self._target,
                 density_rule=arguments.density_rule, first_density=arguments.first_density,
                 last_density=arguments.last_density, epochs=self.epochs, lr=arguments.lr, seed=arguments.seed,
-                base="signed" if self.base else arguments.base, origin=self.base, only=self._only,
+                base="signed" if self.base else arguments.base, origin=self.base, start=self.start, only=self._only,
                 initial=arguments.initial or "magnitude", scale=arguments.scale,
                 learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
                 float_bits=arguments.float_bits,
@@ -248,12 +254,12 @@ def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:
     return DEFAULTS["lm"] if arguments.task == "lm" else DEFAULTS.get(arguments.data, DEFAULTS["other"])
 
 
-def task_and_net(arguments: argparse.Namespace, *, over: bool = False) -> tuple[Task, nn.Module, str]:
+def task_and_net(arguments: argparse.Namespace, *, trained: str | None = None) -> tuple[Task, nn.Module, str]:
     """The data, and the net for it, its free parameters drawn from the seed; the name of the net.
 
     Args:
         arguments: Of a command with options of data and a seed.
-        over: Whether ``--base`` is a trained checkpoint, which may bring the architecture.
+        trained: A checkpoint that is masked or begun with, which may bring the architecture.
 
     Raises:
         ArgumentError, ArchitectureError, DataError, UnsupportedError: Data or architecture cannot be read or used.
@@ -264,19 +270,19 @@ def task_and_net(arguments: argparse.Namespace, *, over: bool = False) -> tuple[
         screen.say(f"reading {arguments.data} ...", quiet=arguments.quiet)  # folders and collections may take a while
     if arguments.task == "lm":
         text = load_text(arguments.data, reading)
-        own = pretrained.own_arch(arguments, text.n_classes) if over else None
+        own = pretrained.own_arch(arguments, text.n_classes) if trained else None
         arch = own or named_nets.architecture(name, n_classes=text.n_classes)
         task = Language(text, context_of(arch))
     else:
         data = load_dataset(arguments.data, reading)
         mean, std = data.statistics()
-        if over and arguments.base_mean is not None:
-            mean, std = (screen.numbers_of(arguments, option) or [] for option in ("base_mean", "base_std"))
-        own = pretrained.own_arch(arguments, data.n_classes) if over else None
+        if trained and arguments.mean is not None:
+            mean, std = (screen.numbers_of(arguments, option) or [] for option in ("mean", "std"))
+        own = pretrained.own_arch(arguments, data.n_classes) if trained else None
         arch = own or named_nets.architecture(
             name, input_shape=data.input_shape, n_classes=data.n_classes, mean=mean, std=std
         )
         task = changed(Classification(data), arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed % 2**63)
-        return task, architectures.build(arch), f"the net of {arguments.base}" if own else name
+        return task, architectures.build(arch), f"the net of {trained}" if own else name

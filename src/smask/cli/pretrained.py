@@ -1,4 +1,4 @@
-"""The trained checkpoint that ``smask encode --base`` names: its options, the architecture, and what is masked."""
+"""The trained checkpoint of ``smask encode``, masked (``--base``) or where it begins (``--start``): options, net."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ if TYPE_CHECKING:
 
     from ..origins import Base
 
-OPTIONS = ("initial", "base_mean", "base_std", "leave_out")
+OPTIONS = ("initial", "leave_out")
 
 
 def add(option: Any) -> None:
-    """Options of a search over a trained checkpoint."""
+    """Options of a search over a trained checkpoint, or that begins as one."""
+    option(
+        "--start", metavar="IN",
+        help="begin with the signs and magnitudes of a checkpoint or .smask file, and with its other floats; what is "
+        "written has the weights of the seed, and needs it no more",
+    )  # fmt: skip
     option(
         "--initial", choices=("magnitude", "random"),
-        help="first masks: those of magnitude pruning, or any (default magnitude)",
+        help="first masks over --base: those of magnitude pruning, or any (default magnitude)",
     )  # fmt: skip
-    option("--base-mean", metavar="M,M,M", help="what the base subtracts from each channel (default: that of the data)")
-    option("--base-std", metavar="S,S,S", help="what it then divides by; inputs are 0 to 1 before")
+    option("--mean", metavar="M,M,M", help="what it subtracts from each channel (default: that of the data)")
+    option("--std", metavar="S,S,S", help="what it then divides by; inputs are 0 to 1 before")
     option(
         "--leave-out", nargs="+", action="extend", metavar="NAME",
-        help="layers or weights that stay as in the base, unmasked, at no cost; statistics of norms follow the data",
+        help="layers or weights that stay as in --base, unmasked, at no cost; statistics of norms follow the data",
     )  # fmt: skip
     option(
         "--train", nargs="+", action="extend", default=[], metavar="NAME",
@@ -38,7 +43,7 @@ def check(arguments: argparse.Namespace) -> None:
 
     Raises:
         UnsupportedError: ``--base`` is no kind of numbers and no file.
-        ArgumentError: Options of a checkpoint without one, or one of mean and std.
+        ArgumentError: Options of a checkpoint without one, two checkpoints, or one of mean and std.
     """
     from ..bases import N_WEIGHTS_PER_WORD
     from ..errors import ArgumentError, UnsupportedError
@@ -50,31 +55,43 @@ def check(arguments: argparse.Namespace) -> None:
                 raise ArgumentError(name, getattr(arguments, option), "--base CHECKPOINT beside it")
     elif not Path(arguments.base).exists():
         raise UnsupportedError("base", arguments.base, (*N_WEIGHTS_PER_WORD, "a checkpoint or .smask file"))
-    if (arguments.base_mean is None) != (arguments.base_std is None):
-        raise ArgumentError("--base-mean and --base-std", "one of them", "both or none")
+    elif arguments.start is not None:
+        raise ArgumentError("--base and --start", "two checkpoints", "--base to mask its weights, --start to begin so")
+    if (arguments.mean is None) != (arguments.std is None):
+        raise ArgumentError("--mean and --std", "one of them", "both or none")
+    if arguments.mean is not None and checkpoint_of(arguments) is None:
+        raise ArgumentError("--mean and --std", arguments.mean, "--start or --base CHECKPOINT beside it")
+
+
+def checkpoint_of(arguments: argparse.Namespace) -> str | None:
+    """What ``--base`` or ``--start`` names, None where the base is seeded and nothing begins it."""
+    from ..bases import N_WEIGHTS_PER_WORD
+
+    named: str | None = arguments.start if arguments.base in N_WEIGHTS_PER_WORD else arguments.base
+    return named
 
 
 def open_named(arguments: argparse.Namespace) -> Base | None:
-    """The checkpoint, None where the base is seeded.
+    """The checkpoint, None where there is none.
 
     Raises:
         CheckpointError, FormatError, LimitError, IntegrityError, OSError: The file cannot be read.
         ArgumentError: A ``.smask`` file that is itself over another, or of several tasks.
     """
-    from ..bases import N_WEIGHTS_PER_WORD
     from ..sources import open_base
 
-    return None if arguments.base in N_WEIGHTS_PER_WORD else open_base(arguments.base)
+    named = checkpoint_of(arguments)
+    return None if named is None else open_base(named)
 
 
 def own_arch(arguments: argparse.Namespace, n_classes: int) -> dict[str, Any] | None:
-    """The architecture of a base that is a ``.smask`` file and has one, with a head for so many classes.
+    """The architecture of a checkpoint that is a ``.smask`` file and has one, with a head for so many classes.
 
     None where ``--arch`` says what it is, or nothing does.
     """
     from .. import container, manifest
 
-    path = Path(arguments.base)
+    path = Path(checkpoint_of(arguments) or "")
     if arguments.arch is not None or not path.is_file():
         return None
     data = path.read_bytes()
@@ -122,7 +139,7 @@ def masked_names(net: nn.Module, base: Base | None, arguments: argparse.Namespac
 
 
 def new_layers(net: nn.Module, base: Base, masked: list[str] | None) -> list[str]:
-    """Masked weights that the base does not have and that are seeded."""
+    """Masked weights that the checkpoint does not have and that are seeded, or begin as without one."""
     from ..search.weights import maskable
 
     found = []

@@ -11,6 +11,7 @@ from .methods import Method
 from .pretrained import ordered_by_magnitude
 from .rows import Rows
 from .scores import MaskedWeight
+from .starts import begin_as
 from .weights import Maskable
 
 # Where a density that falls begins.
@@ -29,6 +30,7 @@ def masked_weights(
     rows: Mapping[str, Rows] | None = None,
     origins: Mapping[str, Tensor] | None = None,
     initial: str | None = None,
+    starts: Mapping[str, Tensor] | None = None,
     stride: float = 1.0,
 ) -> dict[str, MaskedWeight]:
     """Scores for every weight, or for the given rows of each.
@@ -36,7 +38,8 @@ def masked_weights(
     Scales begin as He's for what is kept: levels 1 to N, as many of each, have a mean square of (N + 1)(2 N + 1) / 6.
 
     Stream i of the seed is the base of the i-th, unless ``origins`` has a trained tensor for it; scores over those
-    begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`). Distances between scores over the seed are
+    begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`), those over the seed where ``starts`` has a
+    trained tensor as that. Distances between scores over the seed are
     multiplied by ``stride``, where the method has them in steps of Adam.
     """
     random = torch.Generator().manual_seed(seed % 2**63)
@@ -44,7 +47,8 @@ def masked_weights(
     for stream, (name, one) in enumerate(weights.items()):
         weight, density = one.weight, densities[name]
         learned, origin = learn_scale and method.learns_scale, (origins or {}).get(name)
-        fan_in = one.fan_in * square * (max(START_DENSITY, density) if learned and method.falls else density)
+        first = max(START_DENSITY, density) if method.falls else density
+        fan_in = one.fan_in * square * (first if learned else density)
         own_stride = stride if method.in_steps and origin is None else 1.0
         layer = MaskedWeight(
             weight, method, kind=base, seed=seed, stream=stream,
@@ -57,6 +61,8 @@ def masked_weights(
             if origin is not None and initial == "magnitude":
                 drawn = ordered_by_magnitude(drawn.abs() if method.by_magnitude else drawn, origin)
             layer.latent.mul_(layer.part(drawn).to(weight.device))
+            if starts and name in starts:
+                begin_as(layer, starts[name], spread=float(drawn.abs().mean()), density=first)
             if layer.per_channel and one.silent and origin is None:
                 factors = torch.ones(weight.shape[0])
                 factors[list(one.silent)] = 0  # where it stays: its gradient is that of weights over a scale of 0

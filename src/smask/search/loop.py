@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 
 from .. import integrity
 from ..architectures import arch_of
-from ..bases import N_WEIGHTS_PER_WORD
-from ..errors import ArgumentError, UnsupportedError
+from ..errors import ArgumentError
 from ..origins import Base
 from ..recipe import EXTERNAL, Recipe
 from .budget import Budget, Target
@@ -31,11 +29,12 @@ from .objective import Objective
 from .order import Order
 from .plan import OFF, check_options, planned
 from .precision import Precision
-from .pretrained import INITIAL, Taken
+from .pretrained import Taken
 from .progress import Progress
 from .ranks import Ranks
 from .run import Run
 from .schedule import Schedule
+from .settings import check_settings
 from .shards import share_rows
 from .snapshots import Keeper
 from .steps import Search
@@ -81,6 +80,7 @@ def find_masks(
     only: Collection[str] | None = None,
     origin: Base | None = None,
     initial: str = "magnitude",
+    start: Base | None = None,
     teacher: nn.Module | None = None,
     teacher_weight: float = TEACHER_WEIGHT,
     teacher_loss: Callable[[Tensor, Tensor], Tensor] = relative_entropy,
@@ -140,6 +140,8 @@ def find_masks(
             gradient. What is not changed costs nothing in the file; weights that it does not have are seeded.
         initial: How scores over ``origin`` begin: ``magnitude``, so that the first masks are those of magnitude
             pruning, or ``random``.
+        start: A trained checkpoint, from :func:`smask.open_base`, as which a search over the seed begins: what the
+            model has of it by name and shape (:mod:`smask.search.starts`). The file does not need it.
         target: A size that replaces ``density``: the rule shares what its bytes allow.
         teacher: A trained network, whose outputs for the same inputs are to be reached; it is not changed.
         teacher_weight: Part of the distance from the teacher in what is made small, in (0, 1]; the rest is the loss. At
@@ -168,11 +170,14 @@ def find_masks(
         DivergedError: A loss that is not finite.
         UnreachableError: A target below the size of a model with one kept weight a layer.
         UnsupportedError: An unknown method, base, density rule or scale.
-        ArchitectureError: The teacher gives outputs of another shape, or ``origin`` has none of the weights to mask.
+        ArchitectureError: The teacher gives outputs of another shape, or ``origin`` or ``start`` has no weight to
+            mask.
         RankError: Processes of the group no longer agree, or one has ended.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
-    _check(method, base, scale, initial, epochs, lr, seed, hold, settle, float_bits, patience)
+    check_settings(method, base, scale, initial, epochs, lr, seed, hold, settle, float_bits, patience)
+    if origin and start:
+        raise ArgumentError("start", start.source, "it or origin: masks over one, or of a seed that begin as the other")
     n_batches = n_batches_of(batches, accumulate)
     here, floats = torch.device(device), Floats(float_dtype, float_bits)
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
@@ -195,7 +200,10 @@ def find_masks(
         model.to(here)
     model.train()
     weights = maskable(model, only)
-    taken = Taken.of(origin, model, weights, method_of) if origin else None
+    if origin and not method_of.learns_scale:
+        raise ArgumentError("method", method, "one whose scales are trained, over a trained checkpoint")
+    found_in = origin or start
+    taken = Taken.of(found_in, model, weights) if found_in else None
     shapes = {name: one.weight.shape for name, one in weights.items()}
     plan = planned(decouple, model, weights, blocks=blocks, labels=dni_labels, ranks=ranks)
 
@@ -214,6 +222,7 @@ def find_masks(
         "teacher_weight": teacher_weight if teacher else None,
         "teacher_loss": name_of(teacher_loss) if teacher else None, "decouple": plan.settings if plan else None,
         "origin": origin.digest if origin else None, "initial": initial if origin else None,
+        "start": start.digest if start else None,
     }  # fmt: skip
     if checkpoints or ranks.size > 1:  # what takes time, and only matters to one who goes on, or to others
         settings |= {"batches": fingerprint_of(batches), "arch": arch_of(original)}
@@ -237,8 +246,9 @@ def find_masks(
             per_channel=scale == "channel",
             learn_scale=learn_scale,
             rows=rows,
-            origins=taken.masked if taken else None,
+            origins=taken.masked if taken and origin else None,
             initial=initial,
+            starts=taken.masked if taken and start else None,
             stride=schedule.stride,
         )
         biases = zero_biases(model, weights, learn=learn_bias, given=taken.others if taken else ())
@@ -256,7 +266,7 @@ def find_masks(
             recipe = Recipe(
                 seed, coded_tensors(layers, levels, floats), dict(arch_of(original) or EXTERNAL), meta or {},
                 origin.digest if origin else None,
-                {name: ("", tensor) for name, tensor in taken.others.items()} if taken else {},
+                {name: ("", tensor) for name, tensor in taken.others.items()} if taken and origin else {},
             )  # fmt: skip
             silent = {names[id(one.bias)]: one.silent(levels[n]) for n, one in layers.items() if one.bias is not None}
             return finished_model(original, model, recipe, floats, biases, silent)
@@ -271,29 +281,3 @@ def find_masks(
         found = finished(search.fix())
     ranks.check_same(weights_found=integrity.digest(found.state_dict()))
     return found
-
-
-def _check(
-    method: str, base: str, scale: str, initial: str, epochs: int, lr: float, seed: int, hold: float, settle: float,
-    float_bits: int | None, patience: int | None,
-) -> None:  # fmt: skip
-    for what, got, known in (
-        ("method", method, (AUTO, *METHODS)),
-        ("base", base, tuple(N_WEIGHTS_PER_WORD)),
-        ("scale", scale, ("channel", "tensor")),
-        ("initial", initial, INITIAL),
-    ):
-        if got not in known:
-            raise UnsupportedError(what, got, known)
-    if epochs < 1:
-        raise ArgumentError("epochs", epochs, "1 or more")
-    if not (lr > 0 and math.isfinite(lr)):
-        raise ArgumentError("lr", lr, "a number above 0")
-    if not 0 <= seed < 2**64:
-        raise ArgumentError("seed", seed, "0 to 2**64 - 1")
-    if not (hold >= 0 and settle >= 0 and hold + settle < 1):
-        raise ArgumentError("hold and settle", (hold, settle), "parts that leave time to search")
-    if float_bits is not None and not 1 <= float_bits <= 22:
-        raise ArgumentError("float_bits", float_bits, "1 to 22 bits, or None")
-    if patience is not None and patience < 1:
-        raise ArgumentError("patience", patience, "1 or more epochs, or None")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,6 @@ from torch import Tensor, nn
 from ..errors import ArchitectureError, ArgumentError
 from ..integrity import NAME_OF_DTYPE
 from ..origins import Base, fits, origin_problem
-
-if TYPE_CHECKING:
-    from .methods import Method
 
 INITIAL = ("magnitude", "random")
 
@@ -41,15 +37,13 @@ class Taken:
     others: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, base: Base, model: nn.Module, weights: Collection[str], method: Method) -> Taken:
+    def of(cls, base: Base, model: nn.Module, weights: Collection[str]) -> Taken:
         """Puts into a model what a checkpoint has for it.
 
         Raises:
             ArchitectureError: It has none of the weights.
-            ArgumentError: A weight that is not finite, or a method that computes its scales from random weights.
+            ArgumentError: A weight that is not finite.
         """
-        if not method.learns_scale:
-            raise ArgumentError("method", method.name, "one whose scales are trained, over a trained checkpoint")
         found = _filled(model, base)
         masked = {name: found.pop(name) for name in weights if name in found}
         if not masked:
@@ -57,7 +51,7 @@ class Taken:
         for name, tensor in masked.items():
             problem = origin_problem(tensor)
             if problem:
-                raise ArgumentError("origin", f"{name}: {problem}", "weights that are finite in binary32")
+                raise ArgumentError(name, problem, f"weights of {base.source} that are finite in binary32")
         return cls(masked, found)
 
 
@@ -74,8 +68,8 @@ def _filled(model: nn.Module, base: Base) -> dict[str, Tensor]:
 def _difference(base: Base, name: str, weight: Tensor) -> str:
     entry = base.entry(name)
     if entry is None:
-        return f"{name} is not in the base"
-    return f"{name} is {entry.dtype} {list(entry.shape)} in the base, {list(weight.shape)} in the net"
+        return f"{name} is not in the checkpoint"
+    return f"{name} is {entry.dtype} {list(entry.shape)} in the checkpoint, {list(weight.shape)} in the net"
 
 
 def ordered_by_magnitude(drawn: Tensor, weights: Tensor) -> Tensor:
