@@ -167,6 +167,7 @@ def work(rank: int, folder: Path, ports: tuple[int, ...]) -> None:
         "biprop-shard": search("mlp", group=group, method="biprop", shard=True),
         "tensor-shard": search("mlp", group=group, scale="tensor", base="normal", shard=True),
         "over-shard": search("mlp", group=group, shard=True, origin=smask.open_base(net("mlp"))),
+        "start-shard": search("mlp", group=group, shard=True, start=smask.open_base(net("mlp"))),
         "tied": tied(group=group),
         "tied-shard": tied(group=group, shard=True),
         "accumulated": smask.find_masks(
@@ -276,10 +277,13 @@ def test_orthogonal_steps_on_two_ranks(results: Path, name: str) -> None:
         assert ((one != 0) == (other != 0)).float().mean() > 0.99, layer
 
 
-def test_rows_of_a_trained_base(results: Path) -> None:
-    base, data_of = net("mlp"), (results / "over-shard-0").read_bytes()
-    alone, shared = search("mlp", origin=smask.open_base(base)), smask.load(data_of, base=base)
-    assert [coded.base for coded in recipe_of(shared).coded.values()] == ["file", "file"]
+@pytest.mark.parametrize(("way", "base"), [("over", "file"), ("start", "signed")])
+def test_rows_of_a_trained_net(results: Path, way: str, base: str) -> None:
+    """Its weights are masked, or a search of the seed begins as it."""
+    trained, data_of = net("mlp"), (results / f"{way}-shard-0").read_bytes()
+    option = {"over": "origin", "start": "start"}[way]
+    alone, shared = search("mlp", **{option: smask.open_base(trained)}), smask.load(data_of, base=trained)
+    assert [coded.base for coded in recipe_of(shared).coded.values()] == [base, base]
     for layer in recipe_of(alone).coded:
         one, other = alone.state_dict()[layer], shared.state_dict()[layer]
         assert ((one != 0) == (other != 0)).float().mean() > 0.98, layer

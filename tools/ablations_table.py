@@ -1,4 +1,4 @@
-"""What searched signs, ramps, decay and Muon each bring to masks of a deep net; keeps it in docs/ablations.json.
+"""What searched signs, ramps, decay, Muon and a trained start bring to masks of a deep net; in docs/ablations.json.
 
     python tools/ablations_table.py --data cifar10.npz                     # nine minutes a search on one core with AMX
     python tools/ablations_table.py --data cifar10.npz --only "as it is" "signs of the seed" --seeds 2
@@ -26,16 +26,20 @@ from typing import Any
 import numpy as np
 
 from pages import DOCS, write_table
+from searches import reported
 from smask.measurement import facts
 
 OUT = DOCS / "ablations.json"
 N_IMAGES = 12_500
-SEARCH = "--arch resnet18:16 --epochs 30 --precision bf16 --flip --shift 4 --device cpu"
+COMMON = "--arch resnet18:16 --precision bf16 --flip --shift 4 --device cpu"
+SEARCH = f"{COMMON} --epochs 30"
+TRAINING = f"{COMMON} --epochs 60 --optimizer sgd --lr 0.1 --weight-decay 5e-4"
 OPTIONS = {"signs": "--method signs --target-size 67.4kB", "single": "--method single --density 0.2"}
-SEED = "signs of the seed"
+SEED, BEGUN = "signs of the seed", "begun as a net trained in 60 passes"
 # Method and its fields, and for ramps of short rows the part of the way after which they end.
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "as it is": ("signs", {}),
+    BEGUN: ("signs", {}),
     "without ramps": ("signs", {"ramp": 0.0}),
     "without decay": ("signs", {"decays": False}),
     "without Muon": ("signs", {"turns": False}),
@@ -76,22 +80,29 @@ def measured(variant: str, seed: int, data: str, folder: str) -> dict[str, Any]:
     options = ["encode", "--data", data, *SEARCH.split(), *own.split(), "--seed", str(seed), "--json", "-q"]
     log, output = f"{folder}/log.jsonl", f"{folder}/out.smask"
     words = [sys.executable, __file__, "--variant", variant, *options, "--force", "--log", log, "-o", output]
+    start = {}
+    if variant == BEGUN:
+        trained = f"{folder}/trained.smask"
+        first = reported("train", ["--data", data, *TRAINING.split(), "--seed", str(seed), "--force"], trained)
+        start = {"start": {key: first[key] for key in ("accuracy", "n_bytes", "epochs", "seconds")}}
+        words += ["--start", trained]
     printed = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
     with Path(log).open(encoding="utf-8") as lines:
         steps = [
             line for line in map(json.loads, lines) if line["event"] == "progress" and line["accuracy"] is not None
         ]
     # Of the images of the last five reports, changed as in training.
-    trained = statistics.mean(line["accuracy"] for line in steps[-5:])
+    right = statistics.mean(line["accuracy"] for line in steps[-5:])
     keys = ("accuracy", "n_bytes", "epochs", "seed", "seconds_search")
-    return {key: printed[key] for key in keys} | {"training_accuracy": trained, "machine": facts()}
+    return {key: printed[key] for key in keys} | start | {"training_accuracy": right, "machine": facts()}
 
 
 def kept(report: dict[str, Any], variant: str, found: dict[str, Any]) -> dict[str, Any]:
     """The report with one more search, beside what others have written meanwhile."""
-    report = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else report
-    others = [one for one in report["variants"].get(variant, []) if one["seed"] != found["seed"]]
-    report["variants"][variant] = sorted([*others, found], key=lambda one: one["seed"])
+    variants = json.loads(OUT.read_text(encoding="utf-8"))["variants"] if OUT.exists() else report["variants"]
+    others = [one for one in variants.get(variant, []) if one["seed"] != found["seed"]]
+    variants[variant] = sorted([*others, found], key=lambda one: one["seed"])
+    report = report | {"variants": variants}
     OUT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
@@ -104,7 +115,9 @@ def rows(report: dict[str, Any]) -> list[str]:
             each = ", ".join(f"{100 * one['accuracy']:.1f}" for one in found)
             means = [statistics.mean(one[key] for one in found) for key in ("accuracy", "training_accuracy")]
             n_bytes = max(one["n_bytes"] for one in found)
-            lines.append(f"| {variant} | {n_bytes:,} | {each} % | {100 * means[0]:.1f} % | {100 * means[1]:.1f} % |")
+            begun = ", ".join(f"{100 * one['start']['accuracy']:.1f}" for one in found if "start" in one)
+            named = f"{variant} (by SGD, {begun} %)" if begun else variant
+            lines.append(f"| {named} | {n_bytes:,} | {each} % | {100 * means[0]:.1f} % | {100 * means[1]:.1f} % |")
     return lines
 
 
@@ -120,8 +133,11 @@ def main() -> int:
     if not arguments.tables and arguments.data is None:
         parser.error("--data or --tables")
     command = f"smask encode --data part.npz {SEARCH}"
-    new: dict[str, Any] = {"command": command, "options": OPTIONS, "n_images": N_IMAGES, "variants": {}}
-    report = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else new
+    variants = json.loads(OUT.read_text(encoding="utf-8"))["variants"] if OUT.exists() else {}
+    report: dict[str, Any] = {
+        "command": command, "training": f"smask train --data part.npz {TRAINING}", "options": OPTIONS,
+        "n_images": N_IMAGES, "variants": variants,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.tables:
             write_part(arguments.data, f"{folder}/part.npz")
