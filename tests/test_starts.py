@@ -179,6 +179,7 @@ def test_command_line(digits_data: Dataset, tmp_path: Path, capsys: pytest.Captu
     fields = json.loads(capsys.readouterr().out)
     assert fields["accuracy"] > 0.9
     assert (fields["start"], fields["new"], "base_digest" in fields) == (first, [], False)
+    assert fields["start_accuracy"] > 0.85  # of training inputs, before the first step
     assert smask.inspect(out).arch == smask.inspect(first).arch
     assert main([*encode, "--start", first, "--arch", "mlp:64-96-10", "--mean", "0.5", "--std", "0.25"]) == 0
     assert "began as" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -26,8 +27,10 @@ from ..runs.rounds import Rounds
 from ..runs.size import TargetSize
 from ..search.data import Batches, load_dataset
 from ..search.loop import TEACHER_WEIGHT, find_masks
+from ..search.pretrained import Taken
 from ..search.tasks import Classification, Language, Task, context_of
 from ..search.text import TextBatches, load_text
+from ..search.weights import maskable
 from . import bars, data_options, decoupled_options, pretrained, screen
 from .processes import Processes
 from .teacher import accuracy_of, teacher_of
@@ -93,6 +96,10 @@ class Job:
         if self.start:
             new = pretrained.new_layers(self._net, self.start, self._only)
             self._taught |= {"start": arguments.start, "new": new}
+            if isinstance(self.whole, Classification) and not self.whole.data.several and not new:
+                begun = copy.deepcopy(self._net)
+                Taken.of(self.start, begun, maskable(begun, self._only))
+                self._taught["start_accuracy"] = accuracy_of(begun, self.whole.data)
         task = self.whole
         self._judge: Task | None = None
         part = VALIDATION if self._goal is not None and arguments.validation is None else arguments.validation
@@ -124,6 +131,8 @@ class Job:
             self._say(
                 f"teacher {arguments.teacher}: right on {self._taught['teacher_accuracy']:.2%} of training inputs"
             )
+        if "start_accuracy" in self._taught:
+            self._say(f"begins as {arguments.start}: right on {self._taught['start_accuracy']:.2%} of training inputs")
         density = arguments.density or (DENSITY_OF_TRAINED if self.base else _defaults(arguments)[1])
         if self._goal is None:
             trial = self._search(density, arguments.checkpoint)

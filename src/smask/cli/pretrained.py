@@ -26,7 +26,9 @@ def add(option: Any) -> None:
         "--initial", choices=("magnitude", "random"),
         help="first masks over --base: those of magnitude pruning, or any (default magnitude)",
     )  # fmt: skip
-    option("--mean", metavar="M,M,M", help="what it subtracts from each channel (default: that of the data)")
+    option(
+        "--mean", metavar="M,M,M", help="what the checkpoint subtracts from each channel (default: that of the data)"
+    )
     option("--std", metavar="S,S,S", help="what it then divides by; inputs are 0 to 1 before")
     option(
         "--leave-out", nargs="+", action="extend", metavar="NAME",
