@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import smask
+from smask.search import steps
+from smask.search.data import Batches, Dataset
 from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS
-from smask.search.optimizer import DECAY, MOST_DECAY, decay_of, optimizer_of, set_rate
+from smask.search.optimizer import (
+    DECAY,
+    DECAY_A_PASS,
+    MOST_BY_PASSES,
+    MOST_DECAY,
+    decay_of,
+    optimizer_of,
+    set_rate,
+)
 from smask.search.scores import MaskedWeight
 from smask.search.weights import Maskable
 
@@ -29,6 +41,31 @@ def test_the_same_part_of_every_search_is_forgotten(lr: float, n_steps: int, met
 
 def test_short_searches_forget_no_faster() -> None:
     assert decay_of(layer(), lr=1e-3, n_steps=10) == MOST_DECAY
+
+
+def test_many_passes_forget_more_where_signs_are_searched() -> None:
+    """As many passes are remembered whatever their number; never less is forgotten than in few."""
+    lr, n_a_pass = 1e-3, 400
+    for n_passes in (100, 300):
+        decay = decay_of(layer("signs"), lr=lr, n_steps=n_a_pass * n_passes, n_passes=n_passes)
+        assert (1 - lr * decay) ** n_a_pass == pytest.approx(math.exp(-DECAY_A_PASS), rel=0.01)
+    for method, n_passes in (("signs", 10), ("single", 100)):
+        times = {"lr": lr, "n_steps": n_a_pass * n_passes}
+        assert decay_of(layer(method), n_passes=n_passes, **times) == DECAY / (lr * times["n_steps"])
+    assert decay_of(layer("signs"), lr=lr, n_steps=100, n_passes=100) == MOST_BY_PASSES
+
+
+def test_a_search_says_how_many_passes_it_makes(digits_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[int]()
+
+    def made(*arguments: Any, n_passes: int, **options: Any) -> torch.optim.Optimizer:
+        said.append(n_passes)
+        return optimizer_of(*arguments, n_passes=n_passes, **options)
+
+    monkeypatch.setattr(steps, "optimizer_of", made)
+    batches = Batches(digits_data, batch_size=512, seed=0)
+    smask.find_masks(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), batches, method="signs", density=0.2, epochs=3)
+    assert said == [3]
 
 
 def test_scores_alone_decay() -> None:

@@ -82,8 +82,11 @@ def measured(variant: str, seed: int, data: str, folder: str) -> dict[str, Any]:
     words = [sys.executable, __file__, "--variant", variant, *options, "--force", "--log", log, "-o", output]
     start = {}
     if variant == BEGUN:
-        trained = f"{folder}/trained.smask"
-        first = reported("train", ["--data", data, *TRAINING.split(), "--seed", str(seed), "--force"], trained)
+        trained, said = f"{folder}/trained-{seed}.smask", Path(folder, f"trained-{seed}.json")
+        if not said.exists():
+            first = reported("train", ["--data", data, *TRAINING.split(), "--seed", str(seed), "--force"], trained)
+            said.write_text(json.dumps(first), encoding="utf-8")
+        first = json.loads(said.read_text(encoding="utf-8"))
         start = {"start": {key: first[key] for key in ("accuracy", "n_bytes", "epochs", "seconds")}}
         words += ["--start", trained]
     printed = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -128,6 +131,7 @@ def main() -> int:
     parser.add_argument("--data", help="cifar10.npz")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=VARIANTS, help="measured anew")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--keep", metavar="DIR", help="trained nets stay there, and are not trained again")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the table")
     arguments = parser.parse_args()
     if not arguments.tables and arguments.data is None:
@@ -138,8 +142,10 @@ def main() -> int:
         "command": command, "training": f"smask train --data part.npz {TRAINING}", "options": OPTIONS,
         "n_images": N_IMAGES, "variants": variants,
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or temporary
         if not arguments.tables:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             write_part(arguments.data, f"{folder}/part.npz")
             for seed in arguments.seeds:
                 for variant in arguments.only or VARIANTS:

@@ -236,7 +236,9 @@ def find_masks(
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
     ):
         torch.manual_seed(seed % 2**63)
-        schedule = Schedule.of(epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle, early=bool(patience))
+        schedule = Schedule.of(
+            epochs * n_batches // accumulate, lr=lr, hold=hold, settle=settle, early=bool(patience), n_passes=epochs
+        )
         layers = masked_weights(
             weights,
             densities,

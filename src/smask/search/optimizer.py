@@ -22,13 +22,21 @@ from .scores import MaskedWeight
 DECAY = 3.0
 # In a step, over the learning rate, at most. Nothing above was tried in searches of less than 2,900 steps.
 MOST_DECAY = 1.0
+# As much for every pass at least where signs are searched, up to this in a step over the rate: masks that see the same
+# data again and again learn what is of these alone, the more the longer they remember. That narrow ResNet-18, 60
+# passes: 82.5 % of test images with 3, 83.7 with 9. As many passes to remember, whatever their number, are what Wang
+# and Aitchison find.
+DECAY_A_PASS, MOST_BY_PASSES = 0.15, 3.0
 # What is kept of a parameter.
 ADAM, MUON = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
 
 
-def decay_of(layer: MaskedWeight, *, lr: float, n_steps: int) -> float:
+def decay_of(layer: MaskedWeight, *, lr: float, n_steps: int, n_passes: int = 1) -> float:
     """Part of a score that goes in a step, over the rate of that step; none of scores over a trained weight."""
-    return min(MOST_DECAY, DECAY / (lr * n_steps)) if layer.method.decays and layer.origin is None else 0.0
+    if not layer.method.decays or layer.origin is not None:
+        return 0.0
+    by_passes = min(MOST_BY_PASSES, DECAY_A_PASS * n_passes / (lr * n_steps)) if layer.method.flips else 0.0
+    return max(min(MOST_DECAY, DECAY / (lr * n_steps)), by_passes)
 
 
 def turns(layer: MaskedWeight) -> bool:
@@ -48,6 +56,7 @@ def optimizer_of(
     *,
     lr: float,
     n_steps: int,
+    n_passes: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
     """Adam and Muon over what requires a gradient; the entry ``pace`` of a group is a factor of its rate.
@@ -63,7 +72,7 @@ def optimizer_of(
     pace = max(1.0, layers[0].method.pace_of_scales / max(1.0, layers[0].stride))
     latents: dict[tuple[float, bool], list[nn.Parameter]] = {(0.0, False): [*others]}
     for layer in layers:
-        kind = (decay_of(layer, lr=lr, n_steps=n_steps), turns(layer))
+        kind = (decay_of(layer, lr=lr, n_steps=n_steps, n_passes=n_passes), turns(layer))
         latents.setdefault(kind, []).append(layer.latent)
     groups = [(some, 1.0, decay, muon) for (decay, muon), some in latents.items()]
     groups += [([layer.scale for layer in layers], pace, 0.0, False)]

@@ -25,6 +25,7 @@ class Schedule:
         turn: Step from which the rest of the cosine is compressed into the steps left, 0 if never.
         n_planned: Steps of the cosine up to the turn.
         n_ramp: Steps until weights near a threshold are kept whole or not at all.
+        n_passes: Over the training data.
     """
 
     n_steps: int
@@ -34,12 +35,15 @@ class Schedule:
     turn: int = 0
     n_planned: int = 0
     n_ramp: int = 0
+    n_passes: int = 1
 
     @classmethod
-    def of(cls, n_steps: int, *, lr: float, hold: float, settle: float, early: bool = False) -> Schedule:
+    def of(
+        cls, n_steps: int, *, lr: float, hold: float, settle: float, early: bool = False, n_passes: int = 1
+    ) -> Schedule:
         """The usual one: ``hold`` and ``settle`` are parts of all steps; ramps have ended where one may end early."""
         n_search, n_descent = (max(1, round(n_steps * (1 - part))) for part in (settle, settle + hold))
-        return cls(n_steps, n_search, n_descent, lr, n_ramp=n_descent if early else n_search)
+        return cls(n_steps, n_search, n_descent, lr, n_ramp=n_descent if early else n_search, n_passes=n_passes)
 
     @property
     def stride(self) -> float:

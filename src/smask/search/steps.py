@@ -44,8 +44,10 @@ class Search:
         self.precision, self.ranks = precision or Precision("fp32", device), ranks or Ranks(None, device)
         masked, self.method = {id(one.parameter) for one in layers.values()}, next(iter(layers.values())).method
         self._others = {name: p for name, p in model.named_parameters() if id(p) not in masked}
-        lr, n_steps, dtype = schedule.lr, schedule.n_steps, self.precision.products
-        self.optimizer = optimizer_of(self._others.values(), layers.values(), lr=lr, n_steps=n_steps, dtype=dtype)
+        self.optimizer = optimizer_of(
+            self._others.values(), layers.values(), lr=schedule.lr, n_steps=schedule.n_steps,
+            n_passes=schedule.n_passes, dtype=self.precision.products,
+        )  # fmt: skip
         self.levels: dict[str, Tensor] = {}
         self._recorder = self._new_recorder(device) if record else None
 
