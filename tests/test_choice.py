@@ -21,8 +21,8 @@ def test_names() -> None:
     deep = nn.Sequential(plain, nn.Linear(20, 20))
     normed, batch_normed = nn.Sequential(deep, nn.LayerNorm(20)), nn.Sequential(deep, nn.BatchNorm1d(20))
 
-    def chosen(net: nn.Module, density: float = 0.5, n_bytes: int | None = None, trained: bool = False) -> str:
-        return best(net, maskable(net), trained=trained, density=density, n_bytes=n_bytes)
+    def chosen(net: nn.Module, density: float = 0.5, n_bytes: int | None = None, **known: bool) -> str:
+        return best(net, maskable(net), density=density, n_bytes=n_bytes, **{"trained": False, **known})
 
     def size(bits: float) -> int:
         return round(bits * 400 * (N_SHALLOW + 1) / 8)
@@ -36,6 +36,7 @@ def test_names() -> None:
     assert (chosen(batch_normed, 0.01, n_bytes), chosen(batch_normed, 0.01, n_bytes + 1)) == ("single", "signs")
     assert chosen(nn.Sequential(plain, nn.BatchNorm1d(20))) == "coats"
     assert [chosen(net, trained=True) for net in (plain, normed, batch_normed)] == ["single"] * 3
+    assert [chosen(net, 0.01, begun=True) for net in (plain, deep, normed, batch_normed)] == ["signs"] * 4
     assert AUTO not in METHODS
 
 

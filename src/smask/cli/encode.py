@@ -35,10 +35,10 @@ examples:
 {data_options.KINDS}
 methods: auto, which is coats up to four masked layers, and with layer norms at up to 0.7 bits a weight (kept weights
 have three levels; three bits a weight when run packed); in deeper nets with batch norms, above half a bit a weight or a
-tenth kept, signs (one level, and signs are searched too, for about a bit each; two bits when run packed); else and over
---base single (one level, signs of the seed; two bits, or one with signs made anew); threshold (as single, chooses the
-density of every layer), and to compare with edge-popup, bernoulli, bernoulli-expected, bernoulli-tutorial, biprop,
-signed, multicoat, rigl-mask, set-mask.
+tenth kept, and with --start, signs (one level, and signs are searched too, for about a bit each; two bits when run
+packed); else and over --base single (one level, signs of the seed; two bits, or one with signs made anew); threshold
+(as single, chooses the density of every layer), and to compare with edge-popup, bernoulli, bernoulli-expected,
+bernoulli-tutorial, biprop, signed, multicoat, rigl-mask, set-mask.
 architectures: lenet-300-100, mlp:WIDTHS, mnist-cnn, conv2, conv4, conv6, conv8, resnet18[:WIDTH], resnet20, resnet32,
 resnet44, resnet56, gpt:LAYERSxWIDTHxHEADS[xCONTEXT][-tied], or a .json file as in the specification, section 13.
 """

@@ -1,5 +1,5 @@
 """Which method ``auto`` is: three coats in nets of few layers, or small ones with layer norms; else one level, and with
-batch norms and enough bytes signs that are searched too.
+batch norms and enough bytes, or where it begins as a trained net, signs that are searched too.
 
 A 300-100 with one level and with three was right on this part of 10,000 training images set aside: MNIST in 20 passes
 98.60 and 98.70 % at 16 kB (0.48 bits a weight), 98.45 and 98.78 at 32 kB (0.96); Fashion-MNIST in 60 and in 20 passes
@@ -15,6 +15,7 @@ All this was before ramps, with which one level takes 2.44 bits at 96 kB and sti
 
 Signs of their own cost a bit for each kept weight: at equal bytes fewer are kept. What they bring in a net with batch
 norms at 0.8 bits a weight, and cost in one without norms at 0.2, is in docs/searches.md; half a bit lies between.
+The signs of a trained net are right; of those of a seed half are.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ SIGN_BITS, SIGN_KEPT = 0.5, 0.1
 
 
 def best(
-    model: nn.Module, weights: Mapping[str, Maskable], *, trained: bool, density: float, n_bytes: int | None
+    model: nn.Module,
+    weights: Mapping[str, Maskable],
+    *,
+    trained: bool,
+    density: float,
+    n_bytes: int | None,
+    begun: bool = False,
 ) -> str:
     """Name of the method.
 
@@ -47,9 +54,10 @@ def best(
         trained: Whether they are those of a checkpoint, which have magnitudes of their own.
         density: What is to be kept of them, where there is no size to be met.
         n_bytes: The size to be met, or None.
+        begun: Whether a search over the seed begins as a trained net.
     """
-    if trained:
-        return "single"
+    if trained or begun:
+        return "single" if trained else "signs"
     n_weights = sum(one.weight.numel() for one in weights.values())
 
     def at_most(bits: float, kept: float) -> bool:

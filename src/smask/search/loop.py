@@ -184,7 +184,8 @@ def find_masks(
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     if method == AUTO:
         n_bytes = target.n_bytes if target else None
-        method = best(model, maskable(model, only), trained=origin is not None, density=density, n_bytes=n_bytes)
+        known = {"trained": origin is not None, "begun": start is not None}
+        method = best(model, maskable(model, only), density=density, n_bytes=n_bytes, **known)
     method_of = METHODS[method]
     passes = Precision(precision, here)
     # Overflow is seen by the rank that has the row, and all would have to leave out the step.
