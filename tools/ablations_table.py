@@ -87,7 +87,7 @@ def measured(variant: str, seed: int, data: str, folder: str) -> dict[str, Any]:
             first = reported("train", ["--data", data, *TRAINING.split(), "--seed", str(seed), "--force"], trained)
             said.write_text(json.dumps(first), encoding="utf-8")
         first = json.loads(said.read_text(encoding="utf-8"))
-        start = {"start": {key: first[key] for key in ("accuracy", "n_bytes", "epochs", "seconds")}}
+        start = {"start": {key: first[key] for key in ("accuracy", "n_bytes", "epochs")}}
         words += ["--start", trained]
     printed = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
     with Path(log).open(encoding="utf-8") as lines:
