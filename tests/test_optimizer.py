@@ -53,6 +53,7 @@ def test_many_passes_forget_more_where_signs_are_searched() -> None:
         times = {"lr": lr, "n_steps": n_a_pass * n_passes}
         assert decay_of(layer(method), n_passes=n_passes, **times) == DECAY / (lr * times["n_steps"])
     assert decay_of(layer("signs"), lr=lr, n_steps=100, n_passes=100) == MOST_BY_PASSES
+    assert decay_of(layer("signs"), lr=lr, n_steps=100, n_passes=20) == MOST_DECAY
 
 
 def test_a_search_says_how_many_passes_it_makes(digits_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

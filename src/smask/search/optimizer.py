@@ -36,8 +36,10 @@ def decay_of(layer: MaskedWeight, *, lr: float, n_steps: int, n_passes: int = 1)
     """Part of a score that goes in a step, over the rate of that step; none of scores over a trained weight."""
     if not layer.method.decays or layer.origin is not None:
         return 0.0
-    by_passes = min(MOST_BY_PASSES, DECAY_A_PASS * n_passes / (lr * n_steps)) if layer.method.flips else 0.0
-    return max(min(MOST_DECAY, DECAY / (lr * n_steps)), by_passes)
+    by_passes = DECAY_A_PASS * n_passes
+    if layer.method.flips and by_passes > DECAY:
+        return min(MOST_BY_PASSES, by_passes / (lr * n_steps))
+    return min(MOST_DECAY, DECAY / (lr * n_steps))
 
 
 def turns(layer: MaskedWeight) -> bool:
