@@ -20,22 +20,14 @@ from smask.search.initialisation import masked_weights
 from smask.search.methods import METHODS
 from smask.search.scores import MaskedWeight
 from smask.search.weights import Maskable
-from test_pretrained import encoded, net_of
+from test_pretrained import encoded, net_of, trained_on
 from test_ranks import Held
 
 
 @pytest.fixture(scope="module")
 def trained(digits_data: Dataset) -> dict[str, Tensor]:
     """A net that tells all digits apart."""
-    net = net_of(digits_data, 10)
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(10):
-        for x, y in Batches(digits_data, batch_size=64, seed=0):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
-            optimizer.step()
-    assert score(net, digits_data).accuracy > 0.95
-    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    return trained_on(digits_data, net_of(digits_data, 10), accuracy=0.95)
 
 
 def searched(digits_data: Dataset, trained: object = None, **options) -> nn.Module:
