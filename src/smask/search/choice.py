@@ -56,8 +56,10 @@ def best(
         n_bytes: The size to be met, or None.
         begun: Whether a search over the seed begins as a trained net.
     """
-    if trained or begun:
-        return "single" if trained else "signs"
+    if trained:
+        return "single"
+    if begun:
+        return "signs"
     n_weights = sum(one.weight.numel() for one in weights.values())
 
     def at_most(bits: float, kept: float) -> bool:

@@ -2,9 +2,10 @@
 for scores of convolutions, and scores that decay.
 
 A score without a decay is a sum of all steps since the beginning; scores that decay are means over a part of it.
-The decay is that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, section 2, and
-forgets the same part of a short and a long search, as Wang and Aitchison, "How to set AdamW's weight decay as you scale
-model and dataset size" (2024), find best for weights. What it brings is in docs/searches.md.
+The decay is that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, section 2. As many
+passes over the data are remembered whatever the data and the net, as Wang and Aitchison, "How to set AdamW's weight
+decay as you scale model and dataset size" (2024), find best for weights: it is said as what goes over a
+search, and where signs are searched as what goes in a pass, if these are many. What it brings is in docs/searches.md.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ MOST_DECAY = 1.0
 # As much for every pass at least where signs are searched, up to this in a step over the rate: masks that see the same
 # data again and again learn what is of these alone, the more the longer they remember. That narrow ResNet-18, 60
 # passes: begun as a trained net 83.6 % of test images (mean loss 0.618) with 3, 84.1 % (0.544) with 9; from nothing
-# 83.7 % (0.539) with 9, 83.1 % (0.533) with 18. As many passes to remember, whatever their number, are what Wang and
-# Aitchison find.
+# 83.7 % (0.539) with 9, 83.1 % (0.533) with 18.
 DECAY_A_PASS, MOST_BY_PASSES = 0.15, 3.0
 # What is kept of a parameter.
 ADAM, MUON = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
