@@ -2,7 +2,7 @@
 
     python tools/ablations_table.py --data cifar10.npz                     # nine minutes a search on one core with AMX
     python tools/ablations_table.py --data cifar10.npz --only "as it is" "signs of the seed" --seeds 2
-    python tools/ablations_table.py --tables                               # only the table in docs/searches.md
+    python tools/ablations_table.py --tables                               # only the table in docs/ablations.md
 
 The same search of a narrow ResNet-18 on 12,500 images of CIFAR-10, scored on all test images, with one part of it taken
 out at a time; files have the same bytes, but for some hundred where a fifth of the weights is kept. The data are arrays
@@ -153,7 +153,7 @@ def main() -> int:
                     if arguments.only or not done:
                         print(f"{variant}, seed {seed}", file=sys.stderr)
                         report = kept(report, variant, measured(variant, seed, f"{folder}/part.npz", folder))
-    write_table("ablations", rows(report), page=DOCS / "searches.md")
+    write_table("ablations", rows(report), page=DOCS / "ablations.md")
     return 0
 
 

@@ -14,7 +14,7 @@ better in few bytes: a language model of 0.8 million weights took 2.66 and 2.64 
 All this was before ramps, with which one level takes 2.44 bits at 96 kB and still 2.65 at 54.
 
 Signs of their own cost a bit for each kept weight: at equal bytes fewer are kept. What they bring in a net with batch
-norms at 0.8 bits a weight, and cost in one without norms at 0.2, is in docs/searches.md; half a bit lies between.
+norms at 0.8 bits a weight, and cost in one without norms at 0.2, is in docs/ablations.md; half a bit lies between.
 The signs of a trained net are right; of those of a seed half are.
 """
 

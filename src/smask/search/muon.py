@@ -6,7 +6,7 @@ most of them have. That steps are as long as some of Adam at the same rate is fr
 Training" (2025), section 2.2. ``torch.optim.Muon`` takes matrices only, on one process, and reads its rate from memory
 in every step, which recorded steps (:mod:`smask.search.recording`) forbid.
 
-What it brings, and where nothing, is in docs/searches.md.
+What it brings, and where nothing, is in docs/ablations.md.
 """
 
 from __future__ import annotations

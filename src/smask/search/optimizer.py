@@ -5,7 +5,7 @@ A score without a decay is a sum of all steps since the beginning; scores that d
 The decay is that of Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, section 2. As many
 passes over the data are remembered whatever the data and the net, as Wang and Aitchison, "How to set AdamW's weight
 decay as you scale model and dataset size" (2024), find best for weights: it is said as what goes over a
-search, and where signs are searched as what goes in a pass, if these are many. What it brings is in docs/searches.md.
+search, and where signs are searched as what goes in a pass, if these are many. What it brings is in docs/ablations.md.
 """
 
 from __future__ import annotations

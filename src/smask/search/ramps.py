@@ -3,7 +3,7 @@
 A mask that is all or nothing changes whole weights at once, millions of them in every hundred steps of a deep net, and
 most of them by chance. On a ramp around the threshold a weight grows from nothing to its base, and its score moves it
 by as little as it moves itself. Ramps narrow in a line until masks are fixed, where rows have few weights sooner. What
-they bring, and where nothing, is in docs/searches.md.
+they bring, and where nothing, is in docs/ablations.md.
 
 Where signs are searched too a score is the magnitude of a latent, and ramps begin at a foot, above which there are as
 many weights that are not kept as are kept. As wide as the
