@@ -71,8 +71,7 @@ def encode(state: Mapping[str, Tensor], recipe: Recipe) -> bytes:
 
 def _bits_of(tensor: Tensor, coded: CodedTensor | None) -> int:
     """Bits of the planes or values of a tensor, before they are coded."""
-    n_bits = 8 * tensor.element_size() if coded is None else len(coded.planes) + (coded.flip is not None)
-    return n_bits * tensor.numel()
+    return 8 * tensor.element_size() * tensor.numel() if coded is None else coded.n_bits
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = True) -> int:

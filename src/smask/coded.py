@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +51,15 @@ class CodedTensor:
         for size in self.shape:
             n *= size
         return n
+
+    @property
+    def n_bits(self) -> int:
+        """Bits of its planes, and of flips where a weight is not zero, before they are coded."""
+        n_bits = len(self.planes) * self.n_weights
+        if self.flip is None:
+            return n_bits
+        kept = functools.reduce(torch.bitwise_or, self.planes)
+        return n_bits + int(np.bitwise_count(kept.numpy()).sum(dtype=np.int64))
 
     @property
     def n_channels(self) -> int:
