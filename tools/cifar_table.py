@@ -3,7 +3,7 @@
     python tools/cifar_table.py --data cifar10.npz                        # on a CUDA device a minute or two each
     python tools/cifar_table.py --data cifar10.npz --only "resnet18, begun"     # trains a net, begins as it
     python tools/cifar_table.py --data cifar10.npz --only conv8 --device cpu    # an hour where the processor has AMX
-    python tools/cifar_table.py --data cifar10.npz --only "resnet18, short" --device cpu      # more than two hours
+    python tools/cifar_table.py --data cifar10.npz --only "short resnet18" --device cpu      # more than two hours
     python tools/cifar_table.py --tables                          # only the table of the README
 
 The data are arrays x_train, y_train, x_test and y_test, uint8 and [N, 32, 32, 3], in the official split. Searches that
@@ -36,7 +36,7 @@ SEARCHES = {
         "--arch resnet18 --target-size 900kB --epochs 100 --erase 8 --label-smoothing 0.1",
         "94.66 % at ~1.0 MB",
     ),
-    "resnet18, short": (
+    "short resnet18": (
         "--arch resnet18 --target-size 900kB --epochs 28 --erase 8 --label-smoothing 0.1",
         "94.66 % at ~1.0 MB",
     ),
