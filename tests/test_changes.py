@@ -62,6 +62,36 @@ def test_erased_squares_are_of_the_mean() -> None:
     assert batches.fingerprint() == same.fingerprint() != other.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("sides", "n_pixels", "want"), [((8, 8), 6, [6, 6]), ((8, 12), 4, [4, 6]), ((9, 3), 2, [6, 2])]
+)
+def test_resized_images(sides: tuple[int, int], n_pixels: int, want: list[int]) -> None:
+    x = torch.rand(5, 3, *sides)
+    small = changes.resized(x, n_pixels)
+    assert list(small.shape) == [5, 3, *want]
+    torch.testing.assert_close(small.mean((2, 3)), x.mean((2, 3)), atol=0.08, rtol=0)
+    flat = x[:, :, :1, :1].expand_as(x)
+    torch.testing.assert_close(changes.resized(flat, n_pixels), flat[:, :, : want[0], : want[1]])
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert changes.resized(last, n_pixels).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(changes.resized(last, n_pixels), small)
+
+
+def test_images_are_small_in_the_first_passes() -> None:
+    x = torch.arange(40 * 3 * 8 * 6).remainder(251).to(torch.uint8).view(40, 3, 8, 6)
+    dataset = data.Dataset("test", x, torch.arange(40), x[:2], torch.arange(2))
+    sizes = ((3, 0.25), (4, 0.5))
+    batches, whole = (data.Batches(dataset, batch_size=16, seed=1, flip=True, sizes=s) for s in (sizes, ()))
+    assert batches.fingerprint() != whole.fingerprint()
+    for part, shape in ((0, (4, 3)), (0.2, (4, 3)), (0.25, (5, 4)), (0.49, (5, 4)), (0.5, (8, 6)), (0.9, (8, 6))):
+        batches.set_progress(part)
+        whole.set_progress(part)
+        for (small, y), (large, labels) in zip(batches, whole, strict=True):
+            assert (small.shape[2:], large.shape[2:]) == (shape, (8, 6))
+            assert torch.equal(y, labels)  # the same draws
+            assert torch.equal(small, large if shape == (8, 6) else changes.resized(large, min(shape)))
+
+
 def test_mixed_images() -> None:
     """A rectangle of the image before, in a part of the images; targets count its pixels."""
     n = 400

@@ -136,8 +136,8 @@ def images(n: int = 1024) -> Dataset:
     return Dataset("spots", x, y, x[:256], y[:256])
 
 
-def found(data: Dataset, net: nn.Module, **options: Any) -> bytes:
-    batches = Batches(data, batch_size=64, seed=0, device="cuda", flip=True, shift=1)
+def found(data: Dataset, net: nn.Module, *, sizes: tuple = (), **options: Any) -> bytes:
+    batches = Batches(data, batch_size=64, seed=0, device="cuda", flip=True, shift=1, sizes=sizes)
     model = smask.find_masks(net, batches, density=0.1, epochs=6, device="cuda", record=True, **options)
     return smask.encode(model.state_dict(), recipe_of(model))
 
@@ -151,6 +151,7 @@ def test_recorded_searches_give_the_same_bytes(
     name: str, method: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, net = images(), architectures.build(named_nets.architecture(name))
+    options = {"method": method, "precision": precision, "sizes": ((24, 0.4),) if name == "resnet20" else ()}
     made: list[Recorder] = []
     records = Recorder._records
 
@@ -160,11 +161,11 @@ def test_recorded_searches_give_the_same_bytes(
 
     with monkeypatch.context() as patch:
         patch.setattr(Recorder, "_records", counting)
-        recorded = found(data, net, method=method, precision=precision)
+        recorded = found(data, net, **options)
     assert made
     assert not made[-1]._refused
     monkeypatch.setattr(steps.Search, "_new_recorder", lambda self, device: None)
-    assert found(data, net, method=method, precision=precision) == recorded
+    assert found(data, net, **options) == recorded
 
 
 @pytest.mark.gpu

@@ -50,7 +50,12 @@ class Stopping(Checkpoints):
             raise StoppedError
 
 
-def net(dataset: Dataset) -> nn.Module:
+def net(dataset: Dataset, kind: str = "own") -> nn.Module:
+    if kind == "sizes":
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        )
     return convolutional(dataset, features=4, dropout=0.2)
 
 
@@ -59,8 +64,9 @@ def part_of(dataset: Dataset, n: int = 1200) -> Dataset:
 
 
 def batches_of(kind: str, dataset: Dataset) -> Batches | DataLoader[tuple[Tensor, ...]]:
-    if kind == "own":
-        return Batches(part_of(dataset), batch_size=200, seed=3, shift=1)
+    if kind in ("own", "sizes"):
+        sizes = ((6, 0.5),) if kind == "sizes" else ()
+        return Batches(part_of(dataset), batch_size=200, seed=3, shift=1, sizes=sizes)
     data = TensorDataset(dataset.inputs(dataset.x_train[:1200]), dataset.y_train[:1200])
     generator = torch.Generator().manual_seed(4) if kind == "loader with generator" else None
     return DataLoader(data, batch_size=200, shuffle=True, generator=generator)
@@ -68,12 +74,12 @@ def batches_of(kind: str, dataset: Dataset) -> Batches | DataLoader[tuple[Tensor
 
 def search(kind: str, dataset: Dataset, checkpoints: Checkpoints | None, **options) -> bytes:
     model = smask.find_masks(
-        net(dataset), batches_of(kind, dataset), density=0.3, epochs=4, seed=1, checkpoints=checkpoints, **options
+        net(dataset, kind), batches_of(kind, dataset), density=0.3, epochs=4, seed=1, checkpoints=checkpoints, **options
     )
     return smask.encode(model.state_dict(), recipe_of(model))
 
 
-@pytest.mark.parametrize("kind", ["own", "loader", "loader with generator"])
+@pytest.mark.parametrize("kind", ["own", "sizes", "loader", "loader with generator"])
 def test_a_resumed_search_ends_in_the_same_bytes(digits_data: Dataset, tmp_path: Path, kind: str) -> None:
     whole = search(kind, digits_data, None)
     # In the first epoch, at its end, between refreshes, after masks were fixed (step 22), after the last step.

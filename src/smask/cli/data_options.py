@@ -35,22 +35,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--tokens", choices=("bytes", "characters"), help="of a text (default bytes)")
 
 
-def add_changes(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of how training images are changed."""
-    option = parser.add_argument_group("how training images are changed").add_argument
-    option(
-        "--shift", type=int, metavar="P", help="move them by up to P pixels (default 1, 0 for images under 16 pixels)"
-    )
-    option("--flip", action="store_true", help="mirror every other one left to right, by chance")
-    option(
-        "--erase", type=int, default=0, metavar="P", help="hide a square of P pixels a side in each, anywhere (cutout)"
-    )
-    option(
-        "--cutmix", type=float, default=0.0, metavar="C",
-        help="with this chance give one a rectangle of another, and that part of its label: 0.5",
-    )  # fmt: skip
-
-
 def reading_of(arguments: argparse.Namespace, remembered: Mapping[str, Any] | None = None) -> Reading:
     """What the options say; what a file remembers comes first where they say nothing.
 

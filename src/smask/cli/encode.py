@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import data_options, decoupled_options, pretrained, processes, screen
+from . import data_options, decoupled_options, image_changes, pretrained, processes, screen
 
 EPILOG = f"""\
 examples:
@@ -119,7 +119,7 @@ def add(commands: Any) -> None:
     )
     option("--device", default="auto", help="auto (CUDA where there is one), cpu, cuda, cuda:1 (default %(default)s)")
     data_options.add(parser)
-    data_options.add_changes(parser)
+    image_changes.add(parser)
     add_teacher(parser.add_argument_group("teacher").add_argument)
     pretrained.add(parser.add_argument_group("with a trained checkpoint (--start, --base)").add_argument)
     processes.add(parser.add_argument_group("scale").add_argument)

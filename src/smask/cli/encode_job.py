@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from ..search.tasks import Classification, Language, Task, context_of
 from ..search.text import TextBatches, load_text
 from ..search.weights import maskable
 from . import bars, data_options, decoupled_options, pretrained, screen
+from .image_changes import changed
 from .processes import Processes
 from .teacher import accuracy_of, teacher_of
 
@@ -231,31 +231,6 @@ def kept_on_interrupt(checkpoints: Checkpoints | Rounds | None) -> Iterator[None
         if checkpoints and checkpoints.place:
             screen.say(f"kept: {checkpoints.place}; the same command with --resume goes on from there")
         raise
-
-
-def changed(task: Task, arguments: argparse.Namespace) -> Task:
-    """The task with the changes of training images that --shift, --flip, --erase and --cutmix say.
-
-    Raises:
-        ArgumentError: Something to mirror, to erase parts of or to mix that is no image, or no part of one.
-    """
-    if isinstance(task, Language):
-        return task
-    images = len(task.data.input_shape) == 3 and task.data.augmented
-    shift = arguments.shift
-    if shift is None:
-        shift = 1 if images and min(task.data.input_shape[1:]) >= 16 else 0
-    if arguments.flip and not images:
-        raise ArgumentError("--flip", True, "images to mirror")
-    if arguments.erase and not images:
-        raise ArgumentError("--erase", arguments.erase, "images to erase parts of")
-    if arguments.erase and not 0 < arguments.erase <= min(task.data.input_shape[1:]):
-        raise ArgumentError("--erase", arguments.erase, f"1 to {min(task.data.input_shape[1:])}, the size of images")
-    if arguments.cutmix and not images:
-        raise ArgumentError("--cutmix", arguments.cutmix, "images to cut rectangles from")
-    if not 0 <= arguments.cutmix <= 1:
-        raise ArgumentError("--cutmix", arguments.cutmix, "a chance from 0 to 1")
-    return replace(task, shift=shift, flip=arguments.flip, erase=arguments.erase, cutmix=arguments.cutmix)
 
 
 def _defaults(arguments: argparse.Namespace) -> tuple[str, float]:

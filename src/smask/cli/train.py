@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import data_options, processes, screen, sparsity, training_job
+from . import data_options, image_changes, processes, screen, sparsity, training_job
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,7 +133,6 @@ def _ticket(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, T
     from ..errors import ArgumentError
     from ..masking import masks_of
     from ..recipe import recipe_of
-    from .encode_job import changed
 
     for option in ("arch", "base", "spread"):
         if getattr(arguments, option) is not None:
@@ -142,7 +141,7 @@ def _ticket(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, T
     recipe = recipe_of(model)
     masks = masks_of(recipe.coded)
     task = data_options.task_of_file(arguments, recipe.arch, recipe.meta)
-    return changed(task, arguments), model, masks, str(arguments.file)
+    return image_changes.changed(task, arguments), model, masks, str(arguments.file)
 
 
 def _dense(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict[str, Tensor], str]:

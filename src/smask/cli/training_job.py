@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import inspection
-from . import bars, data_options, screen
+from . import bars, data_options, image_changes, screen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")
     screen.add_device(parser)
     data_options.add(parser)
-    data_options.add_changes(parser)
+    image_changes.add(parser)
     kept = parser.add_argument_group("long runs").add_argument
     kept("--checkpoint", metavar="DIR", help="keep the state of the training in DIR, to go on after a crash")
     kept("--resume", action="store_true", help="go on from the last checkpoint in DIR, if there is one")

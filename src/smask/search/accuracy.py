@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError
+from .changes import resized
 from .data import Dataset
 
 # What a ResNet-18 has between its layers is 26 MB so, which the system's allocator uses again. 1,000 inputs at once
@@ -63,20 +65,28 @@ def score(model: nn.Module, dataset: Dataset, *, device: torch.device | str = "c
 
 
 @torch.no_grad()
-def check_fit(model: nn.Module, dataset: Dataset, *, device: torch.device | str = "cpu") -> None:
-    """Puts one input through a model.
+def check_fit(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    sizes: Sequence[int] = (),
+) -> None:
+    """Puts one input through a model, and as an image whose shorter side has so many pixels too.
 
     Raises:
         ArchitectureError: It does not go through, or the outputs are not one score for each class.
     """
     training = model.training
     model.eval()
+    x = dataset.inputs(dataset.x_test[:1].to(device))
     try:
-        outputs: Tensor = model(dataset.inputs(dataset.x_test[:1].to(device)))
+        for given in (*(resized(x, n_pixels) for n_pixels in sizes), x):
+            outputs: Tensor = model(given)
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ArchitectureError(
-            (f"inputs of shape {list(dataset.input_shape)} do not go through the model: {reason}",)
+            (f"inputs of shape {list(given.shape[1:])} do not go through the model: {reason}",)
         ) from None
     finally:
         model.train(training)

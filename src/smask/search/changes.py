@@ -1,8 +1,9 @@
-"""How the images of a training batch are changed, every one by chance, on the device where they lie."""
+"""How the images of a training batch are changed, on the device where they lie; all but their size by chance."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -61,6 +62,13 @@ def mixed(x: Tensor, y: Tensor, chance: float, random: torch.Generator) -> tuple
     hidden = rows[:, :, None] & columns[:, None, :]
     theirs = hidden.to(torch.float32).mean((1, 2))[:, None]
     return torch.where(hidden[:, None], x.roll(1, 0), x), torch.lerp(y, y.roll(1, 0), theirs)
+
+
+def resized(x: Tensor, n_pixels: int) -> Tensor:
+    """Images, float32 [N, channels, height, width], whose shorter side has so many pixels."""
+    shorter = min(x.shape[2:])
+    sides = [max(1, round(side * n_pixels / shorter)) for side in x.shape[2:]]
+    return F.interpolate(x, size=sides, mode="bilinear", antialias=True)
 
 
 def _spans(x: Tensor, size: int, n_pixels: int | Tensor, random: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..readers.images import read_images
 from ..readers.reading import CLASSES, Reading, split_facts
 from ..readers.sounds import read_sounds
 from ..readers.tables import read_csv, read_parquet
-from .changes import erased, mirrored, mixed, shifted
+from .changes import erased, mirrored, mixed, resized, shifted
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,16 +140,23 @@ class Batches:
             (cutout, DeVries and Taylor 2017). Centres are anywhere, so that a part of a square may lie outside.
         cutmix: Chance of an image to get a rectangle of another, and that part of its label; targets are then
             float32 [N, classes], see :func:`smask.search.changes.mixed`.
+        sizes: Pixels of the shorter side of images, and the part of the passes, in (0, 1), at which that ends: one size
+            after another, then whole images. Smaller ones take less time, and a net that has learned from them learns
+            the rest from whole ones (Tan and Le, "EfficientNetV2", ICML 2021, section 4). Which pass it is says
+            :meth:`set_progress`.
         channels_last: Whether images lie in memory pixel by pixel, as convolutions want them. A model that calls
             ``view`` on images, or on what convolutions make of such images, cannot have it; ``flatten`` can.
     """
 
     def __init__(
         self, dataset: Dataset, *, batch_size: int, seed: int, shift: int = 0, device: torch.device | str = "cpu",
-        flip: bool = False, erase: int = 0, cutmix: float = 0.0, channels_last: bool = False,
+        flip: bool = False, erase: int = 0, cutmix: float = 0.0, sizes: Sequence[tuple[int, float]] = (),
+        channels_last: bool = False,
     ) -> None:  # fmt: skip
         self.dataset, self.shift, self.seed, self.device = dataset, shift, seed, torch.device(device)
         self.flip, self.erase, self.cutmix, self.channels_last = flip, erase, cutmix, channels_last
+        self.sizes = tuple(sizes)
+        self._n_pixels: int | None = None
         self.batch_size = min(batch_size, len(dataset.x_train))
         self.generator = torch.Generator().manual_seed(seed % 2**63)
         self.x = dataset.x_train.to(device)
@@ -167,11 +174,16 @@ class Batches:
         settings = (self.batch_size, self.seed, self.shift, self.dataset.top, *["flip"] * self.flip)
         settings += ("erase", self.erase) if self.erase else ()
         settings += ("cutmix", self.cutmix) if self.cutmix else ()
+        settings += ("sizes", self.sizes) if self.sizes else ()
         running = hashlib.sha256(repr(settings).encode())
         for tensor in (self.dataset.x_train, self.dataset.y_train):
             running.update(repr((tensor.dtype, tensor.shape)).encode())
             running.update(tensor.contiguous().numpy().data)
         return running.hexdigest()
+
+    def set_progress(self, part: float) -> None:
+        """Says which part of all passes is done, from 0 to below 1, before the next; else images are whole."""
+        self._n_pixels = next((n_pixels for n_pixels, end in self.sizes if part < end), None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.x), generator=self.generator).to(self.device)
@@ -189,7 +201,8 @@ class Batches:
                 x, y = mixed(x, y, self.cutmix, self.generator)
             if self.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield self.dataset.inputs(x), y
+            x = self.dataset.inputs(x)
+            yield x if self._n_pixels is None or x.dim() != 4 else resized(x, self._n_pixels), y
 
 
 def load_dataset(source: str, reading: Reading | None = None) -> Dataset:

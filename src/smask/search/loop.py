@@ -107,7 +107,8 @@ def find_masks(
         model: Any module; it is copied, not changed. Parameters that are not masked are trained if they require a
             gradient. A model from :mod:`smask.architectures` needs no module at load.
         batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
-            them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords.
+            them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords. A
+            method ``set_progress`` is called before each epoch with the part of them that is done.
         method: One of :data:`smask.search.methods.METHODS`, or ``auto``, see :mod:`smask.search.choice`.
         density: Kept weights over all weights of masked layers, over ``origin`` those that are not zero, in (0, 1].
         density_rule: ``erk`` or ``uniform``, see :func:`smask.search.densities.layer_densities`; the method

@@ -14,7 +14,8 @@ class Order:
 
     Random numbers that decide the order have to come from torch's own generator or from the attribute ``generator``
     of the batches, as those of :class:`torch.utils.data.DataLoader` and :class:`smask.search.data.Batches` do; both
-    are restored. What other generators draw must follow from the epoch alone.
+    are restored. What other generators draw must follow from the epoch alone. Batches with a method ``set_progress``
+    are told the part of the epochs that is done before each, 0 at first.
 
     Args:
         batches: Iterable once an epoch.
@@ -37,6 +38,8 @@ class Order:
                 self._set_generators(self._start)
             else:
                 self._start = self._generators()
+            if hasattr(self._batches, "set_progress"):
+                self._batches.set_progress(self.epoch / self._n_epochs)
             iterator = iter(self._batches)
             if self._resumed is not None:
                 for _ in range(self.taken):

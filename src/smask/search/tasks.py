@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ class Classification:
 
     Attributes:
         data: Labelled inputs.
-        shift, flip, erase, cutmix: Changes of training images, see :class:`smask.search.data.Batches`.
+        shift, flip, erase, cutmix, sizes: Changes of training images, see :class:`smask.search.data.Batches`.
     """
 
     data: Dataset
@@ -34,6 +34,7 @@ class Classification:
     flip: bool = False
     erase: int = 0
     cutmix: float = 0.0
+    sizes: Sequence[tuple[int, float]] = ()
 
     @property
     def training_inputs(self) -> str:
@@ -54,7 +55,7 @@ class Classification:
         """Training batches."""
         return Batches(
             self.data, batch_size=batch_size, seed=seed, shift=self.shift, flip=self.flip, erase=self.erase,
-            cutmix=self.cutmix, device=device, channels_last=True,
+            cutmix=self.cutmix, sizes=self.sizes, device=device, channels_last=True,
         )  # fmt: skip
 
     def loss(self, label_smoothing: float) -> Callable[[Any, Any], Tensor]:
@@ -64,8 +65,8 @@ class Classification:
         return functools.partial(classes_loss, label_smoothing=label_smoothing)
 
     def check_fit(self, model: nn.Module) -> None:
-        """Raises ArchitectureError if the model does not take the inputs."""
-        check_fit(model, self.data)
+        """Raises ArchitectureError if the model does not take the inputs, in all sizes that they are to have."""
+        check_fit(model, self.data, sizes=[n_pixels for n_pixels, _ in self.sizes])
 
     def score(self, model: nn.Module, *, device: Device) -> Score:
         """On the test part."""
