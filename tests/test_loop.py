@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import smask
 from smask import architectures, named_nets
@@ -167,6 +167,29 @@ def test_short_mantissas(digits_data: Dataset) -> None:
         assert torch.allclose(exact.state_dict()[name], short.state_dict()[name], rtol=0.13, atol=0)
     sizes = [len(smask.encode(model.state_dict(), recipe_of(model))) for model in (exact, short)]
     assert sizes[1] < sizes[0] - 10
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(16), nn.LayerNorm(16), nn.GroupNorm(4, 16)], ids=lambda norm: type(norm).__name__
+)
+def test_biases_and_statistics_of_norms_have_a_bit_more(digits_data: Dataset, norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), norm, nn.ReLU(), nn.Linear(16, 10))
+
+    def search(n_bits: int | None) -> dict[str, Tensor]:
+        batches = Batches(digits_data, batch_size=64, seed=0)
+        return smask.find_masks(model, batches, density=0.5, epochs=3, float_bits=n_bits).state_dict()
+
+    exact, short = search(None), search(3)
+    floats = {name.partition(".")[2] for name in exact if name.startswith("2.")} - {"num_batches_tracked", "weight"}
+    assert {"bias"} <= floats <= {"bias", "running_mean", "running_var"}
+    for name in floats:
+        mantissas = short[f"2.{name}"].view(torch.int32) & 0x7FFFFF
+        assert not (mantissas & (1 << 19) - 1).any()
+        assert (mantissas & 1 << 19).any()
+        assert torch.allclose(exact[f"2.{name}"], short[f"2.{name}"], rtol=1 / 32, atol=0)
+        assert not torch.equal(exact[f"2.{name}"], short[f"2.{name}"])
+    assert torch.equal(exact["2.weight"], short["2.weight"])
+    assert all(torch.equal(search(22)[name], exact[name]) for name in exact)
 
 
 def test_frozen_parameters_stay(digits_data: Dataset) -> None:

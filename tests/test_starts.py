@@ -120,7 +120,9 @@ def test_what_is_not_masked_begins_as_there(digits_data: Dataset) -> None:
     net[2].requires_grad_(False)
     for more in (0.0, 40.0):
         start = smask.open_base(state | {"2.running_mean": state["2.running_mean"] + more})
-        model = smask.find_masks(net, batches, density=0.2, epochs=1, float_dtype=torch.float32, start=start)
+        model = smask.find_masks(
+            net, batches, density=0.2, epochs=1, float_dtype=torch.float32, float_bits=None, start=start
+        )
         assert torch.equal(model.state_dict()["2.weight"], state["2.weight"])
         found.append(model.state_dict()["2.running_mean"])
     torch.testing.assert_close(found[1] - found[0], torch.full((4,), 40 * 0.9 ** len(batches)), rtol=1e-3, atol=1e-3)

@@ -108,12 +108,10 @@ def add(commands: Any) -> None:
         help="of scales, biases, norms (default %(default)s)",
     )
     option(
-        "--float-bits",
-        type=int,
-        default=4,
-        metavar="N",
-        help="mantissa bits of scales and biases of masked layers, 1 to 22 (default %(default)s)",
-    )
+        "--float-bits", type=int, default=4, metavar="N",
+        help="mantissa bits of scales and biases of masked layers, 1 to 22, biases and statistics of norms have one "
+        "more (default %(default)s)",
+    )  # fmt: skip
     option(
         "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
     )

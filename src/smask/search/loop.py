@@ -122,7 +122,8 @@ def find_masks(
         learn_scale: Whether scales are trained; else they keep the spread of He initialisation at the end density.
         learn_bias: Whether biases of masked layers are trained; else they are zero.
         float_dtype: Precision to which scales, biases and norms are rounded at the end.
-        float_bits: Mantissa bits that scales and biases of masked layers keep, 1 to 22; None for those of the dtype.
+        float_bits: Mantissa bits that scales and biases of masked layers keep, 1 to 22, biases and statistics of norms
+            one more; None for those of the dtype.
         hold: Part of the search at the end density.
         settle: Last part of the search, with masks fixed.
         loss: (outputs of the model, targets) to a scalar.
