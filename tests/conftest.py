@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Tests run beside each other: threads of two processes that wait for each other on two cores take several times as
-    # long. Commands that tests start have it from here too, and torch reads it when it is imported.
+    # Tests run beside each other: threads of several processes would wait for each other, and for cores that are busy.
+    # Commands that tests start have it from here too, and torch reads it when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path

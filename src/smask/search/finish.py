@@ -19,7 +19,7 @@ from .scores import MaskedWeight
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 # Mantissa bits that biases and statistics of norms keep beyond those of biases of masked layers. Five instead of the
 # seven of bfloat16 take 1.3 % off a ResNet-18 of 67 kB (three searches), 2.1 % off a ResNet-20 of 20 kB; losses changed
-# by -0.002 to -0.001. Four cost that ResNet-20 0.013, and weights of norms 0.005 of three ResNet-18 with five.
+# by -0.002 to -0.001. Four cost that ResNet-20 0.013, and weights of norms two ResNet-18 0.005 with five.
 N_MORE_IN_NORMS = 1
 
 
