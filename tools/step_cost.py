@@ -5,7 +5,8 @@
 
 All three train the same net on the same batch, with fused Adam but for scores that a search moves by Muon. The sorting
 step is the reference edge-popup of Ramanujan et al. (2020): every layer sorts the magnitudes of its scores in every
-forward pass. Nets are built several times, since where their memory lies moves a step by some percent. `coats` is
+forward pass. Where a search has convolutions as products (`smask.search.unfolding`), `unfolding` is training with them.
+Nets are built several times, since where their memory lies moves a step by some percent. `coats` is
 `auto` in nets of few layers, `signs` in deep ones with batch norms, `single` in others.
 """
 
@@ -29,8 +30,9 @@ from smask.search import initialisation, steps
 from smask.search.densities import layer_densities
 from smask.search.methods import METHODS
 from smask.search.objective import Objective
-from smask.search.precision import Precision
+from smask.search.precision import DTYPES, Precision
 from smask.search.schedule import Schedule
+from smask.search.unfolding import Unfolding
 from smask.search.weights import maskable
 
 NETS = (
@@ -62,11 +64,15 @@ class SortedWeight(nn.Module):
         return self.frozen * Sorted.apply(scores.abs(), DENSITY)
 
 
-def training_step(model: nn.Module, x: Tensor, y: Tensor, *, precision: Precision) -> Callable[[], object]:
+def training_step(
+    model: nn.Module, x: Tensor, y: Tensor, *, precision: str, unfolds: bool = False
+) -> Callable[[], object]:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+    ours = Precision(precision, x.device)
 
     def step() -> None:
-        with precision.passes():
+        plain = torch.autocast(x.device.type, DTYPES[precision], enabled=precision != "fp32")
+        with ours.passes() if unfolds else plain:
             loss = F.cross_entropy(model(x).float(), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -77,7 +83,7 @@ def training_step(model: nn.Module, x: Tensor, y: Tensor, *, precision: Precisio
     return step
 
 
-def sorting_step(model: nn.Module, x: Tensor, y: Tensor, *, precision: Precision) -> Callable[[], object]:
+def sorting_step(model: nn.Module, x: Tensor, y: Tensor, *, precision: str) -> Callable[[], object]:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             parametrize.register_parametrization(module, "weight", SortedWeight(module.weight), unsafe=True)
@@ -85,14 +91,15 @@ def sorting_step(model: nn.Module, x: Tensor, y: Tensor, *, precision: Precision
 
 
 def search_step(
-    model: nn.Module, x: Tensor, y: Tensor, *, precision: Precision, method: str = "coats"
+    model: nn.Module, x: Tensor, y: Tensor, *, precision: str, method: str = "coats"
 ) -> Callable[[], object]:
     weights = maskable(model)
     densities = layer_densities({name: one.weight.shape for name, one in weights.items()}, density=DENSITY)
     layers = initialisation.masked_weights(weights, densities, METHODS[method])
     search = steps.Search(
-        model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1), precision=precision, record=True
-    )
+        model, layers, Schedule.of(10**9, lr=1e-3, hold=0.25, settle=0.1), precision=Precision(precision, x.device),
+        record=True,
+    )  # fmt: skip
 
     def step() -> None:
         search.step([(x, y)], Objective(F.cross_entropy))
@@ -131,13 +138,15 @@ def main() -> int:
         x = torch.randn(batch, *arch["input"], device=arguments.device)
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x  # as the command line has them
         y = torch.randint(0, 10, (batch,), device=arguments.device)
-        precision = Precision(arguments.precision, x.device)
+        precision = arguments.precision
 
         kinds = {
             "training": training_step,
             "search": functools.partial(search_step, method=method),
             "sorting": sorting_step,
         }
+        if Unfolding.helps(x.device, DTYPES[precision]):
+            kinds["unfolding"] = functools.partial(training_step, unfolds=True)
 
         def made(kind: str, kinds=kinds, arch=arch, x=x, y=y, precision=precision) -> Callable[[], object]:
             return kinds[kind](architectures.build(arch).to(x.device), x, y, precision=precision)
@@ -155,6 +164,7 @@ def main() -> int:
             "milliseconds": {kind: round(1e3 * statistics.median(values), 3) for kind, values in seconds.items()},
             "search_over_training": ratio(seconds, "search", "training"),
             "search_over_sorting": ratio(seconds, "search", "sorting"),
+            **({"unfolding_over_training": ratio(seconds, "unfolding", "training")} if "unfolding" in kinds else {}),
             **({"peak_bytes": peaks} if peaks else {}),
         }
     result = {"machine": facts(), "density": DENSITY, "precision": arguments.precision, "rows": rows}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedError
+from .unfolding import Unfolding
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HALVES = (torch.bfloat16, torch.float16)
@@ -45,11 +46,15 @@ class Precision:
         """Of products outside the model: float16 would not do where sums are large."""
         return torch.float32 if self._dtype == torch.float32 else torch.bfloat16
 
-    def passes(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def passes(self) -> Iterator[None]:
         """Around a pass through the model."""
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
+        whole = self._dtype == torch.float32
+        with (
+            nullcontext() if whole else torch.autocast(self._device.type, self._dtype),
+            Unfolding() if Unfolding.helps(self._device, self._dtype) else nullcontext(),
+        ):
+            yield
 
     def outputs(self, outputs: Any) -> Any:
         """Outputs of a pass for a loss: a tensor in half precision becomes float32."""
