@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import data_options, decoupled_options, image_changes, pretrained, processes, screen
+from . import data_options, decoupled_options, float_options, image_changes, pretrained, processes, screen
 
 EPILOG = f"""\
 examples:
@@ -98,20 +98,7 @@ def add(commands: Any) -> None:
         "--base", default="signed", metavar="B",
         help="signed, uniform or normal numbers of the seed, or a checkpoint or .smask file (default %(default)s)",
     )  # fmt: skip
-    option("--scale", default="channel", metavar="S", help="one scale a channel or a tensor (default %(default)s)")
-    option("--no-learn-scale", action="store_true", help="keep the scales of the initialisation, over a checkpoint 1")
-    option("--no-learn-bias", action="store_true", help="no biases in masked layers, over a checkpoint its own")
-    option(
-        "--float-dtype",
-        default="bfloat16",
-        choices=("bfloat16", "float16", "float32"),
-        help="of scales, biases, norms (default %(default)s)",
-    )
-    option(
-        "--float-bits", type=int, default=4, metavar="N",
-        help="mantissa bits of scales and biases of masked layers, 1 to 22, biases and statistics of norms have one "
-        "more (default %(default)s)",
-    )  # fmt: skip
+    float_options.add(option)
     option(
         "--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep in the file; may be repeated"
     )

@@ -164,7 +164,7 @@ class Job:
                 base="signed" if self.base else arguments.base, origin=self.base, start=self.start, only=self._only,
                 initial=arguments.initial or "magnitude", scale=arguments.scale,
                 learn_scale=not arguments.no_learn_scale, learn_bias=not arguments.no_learn_bias,
-                float_bits=arguments.float_bits,
+                float_bits=arguments.float_bits, norm_statistics=arguments.norm_statistics,
                 float_dtype=getattr(torch, arguments.float_dtype), loss=self._loss,
                 device=self.device, meta=self.meta, progress=bars.listener(bar, self.log, self.board),
                 validate=self._validate if self._judge else None, patience=arguments.patience, checkpoints=checkpoints,

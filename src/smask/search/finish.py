@@ -14,6 +14,7 @@ from ..coded import SMALLEST_SCALE, CodedTensor
 from ..overlays import equal_bits
 from ..recipe import Recipe, attach
 from ..reconstruction import reconstruct
+from .norms import folded
 from .scores import MaskedWeight
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -31,10 +32,13 @@ class Floats:
         dtype: Of all.
         n_bits: Mantissa bits that scales and biases of masked layers keep, biases and statistics of norms one more, or
             None for all that the dtype has. Zero bits at the end of a mantissa cost nothing in the file.
+        statistics: Whether batch norms keep theirs, else they lie in weights and biases, see
+            :func:`smask.search.norms.folded`.
     """
 
     dtype: torch.dtype
     n_bits: int | None
+    statistics: bool = False
 
     def fine(self, tensor: Tensor) -> Tensor:
         """Values of the narrower dtype, in the dtype they had."""
@@ -104,6 +108,8 @@ def finished_model(
         silent: Those of which some are zero, with a mask that says which, bool [C].
     """
     found, state, of_norms = trained.state_dict(), dict[str, Tensor](), _of_norms(original)
+    if not floats.statistics:
+        found |= folded(trained, but=recipe.origins)
     first: dict[int, str] = {}
     for name, tensor in original.state_dict(keep_vars=True).items():
         earlier = first.setdefault(id(tensor), name)

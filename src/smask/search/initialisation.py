@@ -41,6 +41,9 @@ def masked_weights(
     begin as ``initial`` says (:data:`smask.search.pretrained.INITIAL`), those over the seed where ``starts`` has a
     trained tensor as that. Distances between scores over the seed are
     multiplied by ``stride``, where the method has them in steps of Adam.
+
+    Scales over the seed that a batch norm takes out again (``Maskable.normed``) are not learned, and one power of two
+    for all channels: nothing to store, and the statistics of the norm are of exactly what the file has.
     """
     random = torch.Generator().manual_seed(seed % 2**63)
     layers, square = {}, (method.n_coats + 1) * (2 * method.n_coats + 1) / 6
@@ -49,6 +52,7 @@ def masked_weights(
         learned, origin = learn_scale and method.learns_scale, (origins or {}).get(name)
         first = max(START_DENSITY, density) if method.falls else density
         fan_in = one.fan_in * square * (first if learned else density)
+        unheard = one.normed and learned and origin is None
         own_stride = stride if method.in_steps and origin is None else 1.0
         layer = MaskedWeight(
             weight, method, kind=base, seed=seed, stream=stream,
@@ -62,12 +66,14 @@ def masked_weights(
                 drawn = ordered_by_magnitude(drawn.abs() if method.by_magnitude else drawn, origin)
             layer.latent.mul_(layer.part(drawn).to(weight.device))
             if starts and name in starts:
-                begin_as(layer, starts[name], spread=float(drawn.abs().mean()), density=first)
+                begin_as(layer, starts[name], spread=float(drawn.abs().mean()), density=first, alike=unheard)
+            if unheard:
+                layer.scale.data.view(torch.int32).bitwise_and_(-1 << 23)  # no mantissa: the power of two below
             if layer.per_channel and one.silent and origin is None:
                 factors = torch.ones(weight.shape[0])
                 factors[list(one.silent)] = 0  # where it stays: its gradient is that of weights over a scale of 0
                 layer.scale.mul_(layer.part(factors).to(weight.device).view(layer.scale.shape))
-        layer.scale.requires_grad_(learned)
+        layer.scale.requires_grad_(learned and not unheard)
         weight.requires_grad_(True)
         layers[name] = layer
     return layers

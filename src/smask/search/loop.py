@@ -67,6 +67,7 @@ def find_masks(
     learn_bias: bool = True,
     float_dtype: torch.dtype = torch.bfloat16,
     float_bits: int | None = 4,
+    norm_statistics: bool = False,
     hold: float = 0.55,
     settle: float = 0.08,
     loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
@@ -124,6 +125,8 @@ def find_masks(
         float_dtype: Precision to which scales, biases and norms are rounded at the end.
         float_bits: Mantissa bits that scales and biases of masked layers keep, 1 to 22, biases and statistics of norms
             one more; None for those of the dtype.
+        norm_statistics: Whether batch norms keep mean and variance, for a model that is to be trained further; else
+            weights and biases say the same with a mean of 0 and a variance of 1, in fewer bytes.
         hold: Part of the search at the end density.
         settle: Last part of the search, with masks fixed.
         loss: (outputs of the model, targets) to a scalar.
@@ -181,7 +184,7 @@ def find_masks(
     if origin and start:
         raise ArgumentError("start", start.source, "it or origin: masks over one, or of a seed that begin as the other")
     n_batches = n_batches_of(batches, accumulate)
-    here, floats = torch.device(device), Floats(float_dtype, float_bits)
+    here, floats = torch.device(device), Floats(float_dtype, float_bits, norm_statistics)
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     if method == AUTO:
@@ -217,7 +220,7 @@ def find_masks(
     settings = {
         "method": method, "densities": densities, "epochs": epochs, "lr": lr, "seed": seed, "base": base,
         "scale": scale, "learn_scale": learn_scale, "learn_bias": learn_bias, "float_dtype": str(float_dtype),
-        "float_bits": float_bits,
+        "float_bits": float_bits, "norm_statistics": norm_statistics,
         "hold": hold, "settle": settle, "patience": patience, "loss": name_of(loss),
         "n_batches": n_batches, "validate": validate is not None,
         "target": target.n_bytes if target else None, "accumulate": accumulate, "precision": precision,

@@ -18,7 +18,9 @@ from .scores import MaskedWeight
 
 
 @torch.no_grad()
-def begin_as(layer: MaskedWeight, weights: Tensor, *, spread: float, density: float) -> None:
+def begin_as(
+    layer: MaskedWeight, weights: Tensor, *, spread: float, density: float, alike: bool = False
+) -> None:  # fmt: skip
     """Latents and scales that are nearest to trained weights.
 
     Args:
@@ -26,6 +28,7 @@ def begin_as(layer: MaskedWeight, weights: Tensor, *, spread: float, density: fl
         weights: Finite, floating [C, ...].
         spread: Mean magnitude of latents.
         density: What is kept first.
+        alike: Whether all channels have the scale that is best for all.
     """
     method = layer.method
     own = layer.part(weights).to(layer.base.device, torch.float32)
@@ -45,7 +48,8 @@ def begin_as(layer: MaskedWeight, weights: Tensor, *, spread: float, density: fl
     products, squares = masked * own, masked.square()
     of_all = [float(layer.total(x.sum())) for x in (products, squares)]
     whole = of_all[0] / of_all[1] if min(of_all) > 0 else float(layer.scale.mean())
-    if layer.per_channel:  # a channel that keeps nothing yet, or what is no nearer than nothing, has that of all
+    if layer.per_channel and not alike:
+        # A channel that keeps nothing yet, or what is no nearer than nothing, has that of all.
         products, squares = (x.sum([*range(1, own.dim())], keepdim=True) for x in (products, squares))
         layer.scale.copy_(torch.where(products > 0, products / squares, whole))
     else:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ArgumentError
+from .norms import normed
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,7 @@ class Maskable:
             what comes in.
         biases: State-dict names of the biases of its module, which start at zero.
         silent: Channels that stay zero.
+        normed: Whether only a batch norm hears the module, so that factors of channels and biases do nothing.
         bias: What a channel of no weights still says, [C], or None: the bias of a linear layer or a convolution that no
             other module has. In recurrent cells it moves a gate, in transposed convolutions it is of other channels.
     """
@@ -30,6 +32,7 @@ class Maskable:
     fan_in: float
     biases: tuple[str, ...] = ()
     silent: tuple[int, ...] = ()
+    normed: bool = False
     bias: torch.Tensor | None = None
 
 
@@ -85,7 +88,7 @@ def maskable(model: nn.Module, only: Collection[str] | None = None) -> dict[str,
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if first.setdefault(id(parameter), name) != name:
             shared.add(id(parameter))
-    found: dict[str, Maskable] = {}
+    found, heard = dict[str, Maskable](), normed(model)
     for path, module, fan_in in _modules(model):
         own = [(name, p) for name, p in module.named_parameters(path, recurse=False) if "bias" not in _last(name)]
         biases = tuple(name for name, _ in module.named_parameters(path, recurse=False) if "bias" in _last(name))
@@ -93,7 +96,7 @@ def maskable(model: nn.Module, only: Collection[str] | None = None) -> dict[str,
             if weight.dim() >= 2 and weight.numel():
                 bias = module.bias if isinstance(module, BIASED) and weight is module.weight else None
                 bias = None if id(bias) in shared else bias
-                made = Maskable(weight, fan_in(module, weight), biases, _silent(module), bias)
+                made = Maskable(weight, fan_in(module, weight), biases, _silent(module), path in heard, bias)
                 found.setdefault(first[id(weight)], made)
         _check_module(path, module, own)
     if only is not None:
@@ -115,15 +118,18 @@ def zero_biases(
 ) -> frozenset[str]:
     """Biases of masked modules start at zero, those given as they are, and stay so if they are not learned.
 
+    Those that start at zero before a batch norm, which takes them out, are not: nobody hears them, a file has them.
+
     Returns:
         Their names.
     """
     names = frozenset(name for one in weights.values() for name in one.biases)
+    unheard = {name for one in weights.values() if one.normed for name in one.biases if name not in given}
     for name in names:
         bias = model.get_parameter(name)
         if name not in given:
             nn.init.zeros_(bias)
-        bias.requires_grad_(learn and bias.requires_grad)
+        bias.requires_grad_(learn and bias.requires_grad and name not in unheard)
     return names
 
 
