@@ -1,4 +1,4 @@
-"""Layers that only a batch norm hears, norms without statistics: which are found, and what a search makes of them."""
+"""Layers that only a batch norm hears: which are found, and what a search makes of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import smask
-from smask import architectures, codec, named_nets
+from smask import architectures, named_nets
 from smask.recipe import recipe_of
 from smask.search.data import Batches, Dataset
-from smask.search.norms import folded, normed
+from smask.search.norms import normed
 from smask.search.weights import maskable
 
 
@@ -198,73 +198,3 @@ def test_over_a_checkpoint_scales_are_learned(digits_data: Dataset) -> None:
     trained = Digits().state_dict()
     found = searched(digits_data, origin=smask.open_base(trained), method="single")
     assert len(recipe_of(found).coded["first.weight"].scale.unique()) > 2
-
-
-def settled(net: nn.Module, seed: int = 0) -> nn.Module:
-    """A net whose norms have seen other inputs than standard ones."""
-    random = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
-                if tensor is not None:
-                    tensor.data.copy_(torch.rand(tensor.shape, generator=random) + 0.2)
-    return net.eval()
-
-
-def test_folded_norms_run_as_before() -> None:
-    torch.manual_seed(0)
-    net, x = settled(Net()), torch.randn(5, 1, 8, 8)
-    before = net(x)
-    state = net.state_dict()
-    found = folded(net)
-    norms = ("norm", "both_norm", "twice_norms.0", "twice_norms.1", "up_norm", "late_norm")
-    parts = ("weight", "bias", "running_mean", "running_var")
-    assert {*found} == {f"{norm}.{part}" for norm in norms for part in parts}  # the last has neither weight nor bias
-    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
-    net.load_state_dict(state | found)
-    torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-5)
-    assert float(net.late_norm.running_mean.abs().max()) == 0  # type: ignore[union-attr]
-    assert net.late_norm.running_var.tolist() == [1.0] * 4  # type: ignore[union-attr]
-
-
-def test_norms_that_are_not_folded() -> None:
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two, self.own = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
-            self.two.weight = self.one.weight
-            self.again = self.without = nn.BatchNorm1d(3, track_running_stats=False)
-            self.group = nn.GroupNorm(1, 3)
-
-    net = settled(Shared())
-    assert {name.split(".")[0] for name in folded(net)} == {"own"}
-    assert folded(net, but={"own.running_var"}) == {}
-    assert folded(nn.BatchNorm2d(2).double())["weight"].dtype == torch.float64
-
-
-def test_a_search_folds_its_norms(digits_data: Dataset) -> None:
-    """The same masks, the same outputs but for rounding, in fewer bytes."""
-    kept, found = (searched(digits_data, norm_statistics=keeps, float_bits=None) for keeps in (True, False))
-    one, two = recipe_of(kept).coded, recipe_of(found).coded
-    assert all(torch.equal(a, b) for name in one for a, b in zip(one[name].planes, two[name].planes, strict=True))
-    assert float(kept.first_norm.running_mean.abs().max()) > 0.01  # type: ignore[union-attr,operator]
-    for norm in (found.first_norm, found.second_norm):
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert not norm.running_mean.any()
-        assert (norm.running_var == 1).all()
-    x = digits_data.inputs(digits_data.x_test)
-    with torch.no_grad():
-        a, b = kept(x), found(x)
-    assert float((a - b).norm() / a.norm()) < 0.02
-    n_bytes = [len(codec.encode(net.state_dict(), recipe_of(net))) for net in (kept, found)]
-    assert n_bytes[1] < n_bytes[0] - 40
-
-
-def test_norms_over_a_checkpoint_stay_as_they_are(digits_data: Dataset) -> None:
-    """Its own statistics cost nothing, folded ones would."""
-    torch.manual_seed(2)
-    trained = settled(Digits()).state_dict()
-    found = searched(digits_data, origin=smask.open_base(trained), method="single", epochs=1)
-    assert float(found.first_norm.running_var.std()) > 0  # type: ignore[union-attr,operator]

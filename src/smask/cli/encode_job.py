@@ -94,6 +94,7 @@ class Job:
             new = pretrained.new_layers(self._net, self.base, self._only)
             self._taught |= {"base": arguments.base, "base_digest": self.base.digest, "new": new}
         if self.start:
+            self.start = pretrained.with_statistics(self.start, self._net, self._only, self.whole)
             new = pretrained.new_layers(self._net, self.start, self._only)
             self._taught |= {"start": arguments.start, "new": new}
             if isinstance(self.whole, Classification) and not self.whole.data.several and not new:

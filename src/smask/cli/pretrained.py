@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..origins import Base
+    from ..search.tasks import Task
 
 OPTIONS = ("initial", "leave_out")
 
@@ -138,6 +140,22 @@ def masked_names(net: nn.Module, base: Base | None, arguments: argparse.Namespac
     if not kept:
         raise ArgumentError("--leave-out and --train", "every layer", "at least one layer left to mask")
     return kept
+
+
+def with_statistics(start: Base, net: nn.Module, masked: list[str] | None, task: Task) -> Base:
+    """The checkpoint that a search begins as, its batch norms with statistics again where it was kept without."""
+    from ..search.pretrained import Taken
+    from ..search.statistics import restore
+    from ..search.weights import maskable
+    from ..sources import open_base
+
+    begun = copy.deepcopy(net)
+    taken = Taken.of(start, begun, maskable(begun, masked))
+    if not restore(begun, task.some_inputs()):
+        return start
+    return open_base(
+        {name: t for name, t in begun.state_dict().items() if name in taken.masked or name in taken.others}
+    )
 
 
 def new_layers(net: nn.Module, base: Base, masked: list[str] | None) -> list[str]:

@@ -71,6 +71,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes | None) -> i
     from .. import codec, container
     from ..conversion.goals import size_of
     from ..runs.folder import Checkpoints
+    from ..search.statistics import restore
 
     if arguments.target_size is not None:
         size_of(arguments.target_size, name="--target-size")
@@ -80,6 +81,8 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes | None) -> i
     sparsity.check(arguments)
     task, model, masks, name = _ticket(arguments) if arguments.file else _dense(arguments)
     task.check_fit(model)
+    if arguments.file:
+        restore(model, task.some_inputs())
     job = training_job.TrainingJob(arguments, task)
     checkpoints = None
     if arguments.checkpoint:

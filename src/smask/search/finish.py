@@ -14,8 +14,8 @@ from ..coded import SMALLEST_SCALE, CodedTensor
 from ..overlays import equal_bits
 from ..recipe import Recipe, attach
 from ..reconstruction import reconstruct
-from .norms import folded
 from .scores import MaskedWeight
+from .statistics import folded
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 # Mantissa bits that biases and statistics of norms keep beyond those of biases of masked layers. Five instead of the
@@ -33,7 +33,7 @@ class Floats:
         n_bits: Mantissa bits that scales and biases of masked layers keep, biases and statistics of norms one more, or
             None for all that the dtype has. Zero bits at the end of a mantissa cost nothing in the file.
         statistics: Whether batch norms keep theirs, else they lie in weights and biases, see
-            :func:`smask.search.norms.folded`.
+            :func:`smask.search.statistics.folded`.
     """
 
     dtype: torch.dtype

@@ -1,14 +1,13 @@
-"""What batch norms make superfluous: the length of weights before them, and once all is searched their statistics."""
+"""Layers whose outputs a batch norm standardises: the length of their weights says nothing, and neither do biases."""
 
 from __future__ import annotations
 
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Collection
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, Node, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -50,37 +49,6 @@ def normed(model: nn.Module) -> frozenset[str]:
         if isinstance(norm, _BatchNorm) and norm.training and norm.num_features == len(layer.weight):
             found.add(str(node.target))
     return frozenset(found)
-
-
-def folded(model: nn.Module, *, but: Collection[str] = ()) -> dict[str, Tensor]:
-    """State of batch norms whose weights and biases say it all: their mean is 0 and their variance 1.
-
-    A norm that is run is one factor and one term for each channel; four numbers are for one that is trained. Norms
-    without weights or biases, or that share them with others, are left out.
-
-    Args:
-        model: As searched.
-        but: State-dict names; norms that have one of these are left out too.
-
-    Returns:
-        By state-dict name, on the devices of the model.
-    """
-    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    found: dict[str, Tensor] = {}
-    for path, norm in model.named_modules():
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
-            continue
-        names = {part: f"{path}.{part}" if path else part for part in ("weight", "bias", "running_mean", "running_var")}
-        parameters = (norm.weight, norm.bias)
-        if any(p is None or owners[id(p)] != 1 for p in parameters) or not {*names.values()}.isdisjoint(but):
-            continue
-        weight, bias, mean, variance = (getattr(norm, part).detach().double() for part in names)
-        factor = weight / (variance + norm.eps).sqrt()
-        new = (factor * (1 + norm.eps) ** 0.5, bias - mean * factor, torch.zeros_like(mean), torch.ones_like(mean))
-        found |= {
-            name: value.to(weight.device, norm.weight.dtype) for name, value in zip(names.values(), new, strict=True)
-        }
-    return found
 
 
 def _graph_of(model: nn.Module) -> Graph | None:
