@@ -94,8 +94,9 @@ def test_batch_norm_convolutions_and_rounding(digits_data: Dataset) -> None:
         ]
     }  # fmt: skip
     model = smask.find_masks(
-        architectures.build(arch), Batches(digits_data, batch_size=64, seed=0), density=0.3, epochs=4
-    )
+        architectures.build(arch), Batches(digits_data, batch_size=64, seed=0), density=0.3, epochs=4,
+        norm_statistics=True,
+    )  # fmt: skip
     state = model.state_dict()
     assert int(state["1.num_batches_tracked"]) == 4 * 22
     assert float(state["1.running_var"].std()) > 0
@@ -177,7 +178,8 @@ def test_biases_and_statistics_of_norms_have_a_bit_more(digits_data: Dataset, no
 
     def search(n_bits: int | None) -> dict[str, Tensor]:
         batches = Batches(digits_data, batch_size=64, seed=0)
-        return smask.find_masks(model, batches, density=0.5, epochs=3, float_bits=n_bits).state_dict()
+        options = {"density": 0.5, "epochs": 3, "norm_statistics": True}
+        return smask.find_masks(model, batches, float_bits=n_bits, **options).state_dict()
 
     exact, short = search(None), search(3)
     floats = {name.partition(".")[2] for name in exact if name.startswith("2.")} - {"num_batches_tracked", "weight"}

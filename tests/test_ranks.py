@@ -65,7 +65,9 @@ def net(kind: str) -> nn.Module:
 
 def search(kind: str, **options: Any) -> nn.Module:
     batches = Batches(data(), batch_size=128, seed=2, shift=1)
-    return smask.find_masks(net(kind), batches, **{"density": 0.3, "epochs": 2, "seed": 1, **options})
+    return smask.find_masks(
+        net(kind), batches, **{"density": 0.3, "epochs": 2, "seed": 1, "norm_statistics": True, **options}
+    )
 
 
 def encoded(model: nn.Module) -> bytes:
