@@ -12,7 +12,7 @@ from smask import codec
 from smask.cli import pretrained
 from smask.recipe import recipe_of
 from smask.search.data import Batches, Dataset
-from smask.search.statistics import PARTS, folded, restore
+from smask.search.statistics import PARTS, folded, lasting, restore
 from smask.search.tasks import Classification
 from test_norms import Digits, Net, searched
 
@@ -58,6 +58,15 @@ def test_norms_that_are_not_folded() -> None:
     net.own.bias.requires_grad_(False)
     assert folded(net) == {}
     assert folded(nn.BatchNorm2d(2).double())["weight"].dtype == torch.float64
+
+
+def test_what_lasts_of_buffers() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False))
+    net.register_buffer("mean", torch.ones(2))
+    net.register_buffer("count", torch.ones(2, dtype=torch.int64))
+    assert [tensor.data_ptr() for tensor in lasting(net)] == [
+        tensor.data_ptr() for tensor in (net.mean, net[1].running_mean, net[1].running_var)
+    ]
 
 
 def test_a_search_folds_its_norms(digits_data: Dataset) -> None:

@@ -40,6 +40,12 @@ def folded(model: nn.Module, *, but: Collection[str] = ()) -> dict[str, Tensor]:
     return found
 
 
+def lasting(model: nn.Module) -> list[Tensor]:
+    """Floating buffers of a model but the statistics that :func:`folded` takes out."""
+    gone = {id(getattr(norm, part)) for _, norm in _norms(model) for part in PARTS[2:]}
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point() and id(buffer) not in gone]
+
+
 @torch.no_grad()
 def restore(model: nn.Module, inputs: Iterable[Any]) -> int:
     """Measures what :func:`folded` left out, so that a model can be trained on: what it gives does not change.

@@ -21,6 +21,7 @@ from .ranks import Ranks, running_statistics
 from .recording import Batch, Recorder, Seen
 from .schedule import Schedule
 from .scores import MaskedWeight
+from .statistics import lasting
 
 # Steps between two looks at the thresholds and at the loss.
 N_REFRESH = 40
@@ -90,9 +91,9 @@ class Search:
         return self._allotments.at(density, self.done)
 
     def floats(self) -> list[Tensor]:
-        """Scales and the other floats that the file will hold."""
-        state = [*self._others.values(), *(b for b in self.model.buffers() if b.is_floating_point())]
-        return [*(layer.scales() for layer in self.layers.values()), *state]
+        """Scales and the other floats that take bytes in the file: those that are not all alike."""
+        scales = (layer.scales() for layer in self.layers.values() if layer.scale.requires_grad)
+        return [*scales, *self._others.values(), *lasting(self.model)]
 
     @torch.no_grad()
     def prepare(self, *, refresh: bool = False) -> None:
@@ -177,9 +178,7 @@ class Search:
             if layer.kept is not None:
                 layer.take_gradient()
         if self.ranks.size > 1:
-            own: list[nn.Parameter] = []
-            for layer in layers:
-                own += [layer.scale] if layer.kept is not None else [layer.parameter]
+            own = [layer.parameter if layer.kept is None else layer.scale for layer in layers]
             shared = {id(p) for layer in layers if layer.is_shared for p in (layer.parameter, layer.scale)}
             own = [p for p in (*own, *self._others.values()) if p.requires_grad and id(p) not in shared]
             self._sum_gradients(own, loss)
