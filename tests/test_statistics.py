@@ -13,7 +13,7 @@ from smask.cli import pretrained
 from smask.recipe import recipe_of
 from smask.search.data import Batches, Dataset
 from smask.search.statistics import PARTS, folded, lasting, restore
-from smask.search.tasks import Classification
+from smask.search.tasks import Classification, some_inputs
 from test_norms import Digits, Net, searched
 
 
@@ -194,7 +194,7 @@ def test_training_goes_on_where_a_search_ended(digits_data: Dataset) -> None:
 
 def test_a_start_without_statistics_has_them_again(digits_data: Dataset) -> None:
     task, start = Classification(digits_data), searched(digits_data).state_dict()
-    assert [len(x) for x in task.some_inputs()] == [128] * 8
+    assert [len(x) for x in some_inputs(task)] == [128] * 8
     net = Digits()
     named = pretrained.with_statistics(smask.open_base(start), net, None, task)
     assert float(named.tensor("first_norm.running_var").std()) > 0

@@ -146,12 +146,13 @@ def with_statistics(start: Base, net: nn.Module, masked: list[str] | None, task:
     """The checkpoint that a search begins as, its batch norms with statistics again where it was kept without."""
     from ..search.pretrained import Taken
     from ..search.statistics import restore
+    from ..search.tasks import some_inputs
     from ..search.weights import maskable
     from ..sources import open_base
 
     begun = copy.deepcopy(net)
     taken = Taken.of(start, begun, maskable(begun, masked))
-    if not restore(begun, task.some_inputs()):
+    if not restore(begun, some_inputs(task)):
         return start
     return open_base(
         {name: t for name, t in begun.state_dict().items() if name in taken.masked or name in taken.others}

@@ -72,6 +72,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes | None) -> i
     from ..conversion.goals import size_of
     from ..runs.folder import Checkpoints
     from ..search.statistics import restore
+    from ..search.tasks import some_inputs
 
     if arguments.target_size is not None:
         size_of(arguments.target_size, name="--target-size")
@@ -82,7 +83,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes | None) -> i
     task, model, masks, name = _ticket(arguments) if arguments.file else _dense(arguments)
     task.check_fit(model)
     if arguments.file:
-        restore(model, task.some_inputs())
+        restore(model, some_inputs(task))
     job = training_job.TrainingJob(arguments, task)
     checkpoints = None
     if arguments.checkpoint:

@@ -61,10 +61,6 @@ class Classification:
             cutmix=self.cutmix, sizes=self.sizes, device=device, channels_last=True,
         )  # fmt: skip
 
-    def some_inputs(self) -> Iterator[Tensor]:
-        """Of the training part, on the CPU, as a model sees them in training, in batches; always the same ones."""
-        return (x for x, _ in itertools.islice(self.batches(N_SOME, seed=0, device="cpu"), N_SOME_BATCHES))
-
     def loss(self, label_smoothing: float) -> Callable[[Any, Any], Tensor]:
         """Cross-entropy of the classes, or of each label where an input has several."""
         if self.data.several:
@@ -128,10 +124,6 @@ class Language:
         """Training batches."""
         return TextBatches(self.data, context=self.context, batch_size=batch_size, seed=seed, device=device)
 
-    def some_inputs(self) -> Iterator[Tensor]:
-        """Of the training part, on the CPU, as a model sees them in training, in batches; always the same ones."""
-        return (x for x, _ in itertools.islice(self.batches(N_SOME, seed=0, device="cpu"), N_SOME_BATCHES))
-
     def loss(self, label_smoothing: float) -> Callable[[Any, Any], Tensor]:
         """Cross-entropy of the tokens."""
         return functools.partial(token_loss, label_smoothing=label_smoothing)
@@ -162,3 +154,8 @@ def context_of(arch: Mapping[str, Any]) -> int:
     if not isinstance(shape, list | tuple) or len(shape) != 1 or not isinstance(shape[0], int) or shape[0] < 1:
         raise ArchitectureError((f"input {shape} of the architecture is not one number of tokens, like [128]",))
     return shape[0]
+
+
+def some_inputs(task: Task) -> Iterator[Tensor]:
+    """Of the training part, on the CPU, as a model sees them in training, in batches; always the same ones."""
+    return (x for x, _ in itertools.islice(task.batches(N_SOME, seed=0, device="cpu"), N_SOME_BATCHES))
