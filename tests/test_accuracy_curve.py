@@ -40,6 +40,8 @@ def test_points_are_kept(
         assert 0.99 * most <= point["n_bytes"] <= most
         assert point["machine"]["processor"]
         assert 0.5 < point["accuracy"] <= report["original"]["accuracy"] + 0.02
+    assert tool.main([*command, "1500", "--folded", "1500"]) == 0
+    assert capsys.readouterr().err.count("folded 1500: ") == 1
     torch.save(
         {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()},
         tmp_path / "m.pt",

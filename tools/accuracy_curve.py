@@ -77,8 +77,22 @@ class Method:
 def data_free(
     arguments: argparse.Namespace, arch: dict[str, Any], setting: str, folder: Path
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
+    return _data_free(arguments, arch, setting, folder)
+
+
+def folded(
+    arguments: argparse.Namespace, arch: dict[str, Any], setting: str, folder: Path
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    return _data_free(arguments, arch, setting, folder, fold_norms=True)
+
+
+def _data_free(
+    arguments: argparse.Namespace, arch: dict[str, Any], size: str, folder: Path, *, fold_norms: bool = False
+) -> tuple[torch.nn.Module, dict[str, Any]]:
     out = folder / "out.smask"
-    report = convert_checkpoint(arguments.checkpoint, out, target_size=setting, arch=arch, overwrite=True)
+    report = convert_checkpoint(
+        arguments.checkpoint, out, target_size=size, arch=arch, overwrite=True, fold_norms=fold_norms
+    )
     started = time.perf_counter()
     smask.decode(out)
     known = {"n_bytes": report.n_bytes, "seconds_convert": report.seconds, "error": round(report.error, 5)}
@@ -121,6 +135,7 @@ def nncodec(
 
 METHODS = {
     "data-free": Method("smask, data-free", lambda arguments: _parts(arguments.sizes), data_free),
+    "folded": Method("smask, data-free, norms folded", lambda arguments: _parts(arguments.folded), folded),
     "calibrated": Method("smask, calibrated", lambda arguments: _parts(arguments.calibrated), calibrated),
     "nncodec": Method("NNCodec 2", lambda arguments: _parts(arguments.qps) if arguments.nncodec else [], nncodec),
 }
@@ -177,13 +192,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     option("--std", default="", help="S,S,S of the inputs")
     option("--eval", required=True, metavar="DATA", help="data whose test part counts, as for smask convert")
     option("--sizes", default="", help="target sizes with commas between them")
+    option("--folded", default="", metavar="SIZES", help="the same with --fold-norms")
     option("--calibrated", default="", metavar="SIZE@EPOCHS,...", help="sizes with inputs of the training part of DATA")
     option("--samples", type=int, default=2000, help="these inputs, without labels (default %(default)s)")
     option("--nncodec", metavar="PYTHON", help="interpreter of an environment with nncodec")
     option("--qps", default="-36,-32,-28,-24,-22,-20,-18,-16", help="its quantisation parameters (default %(default)s)")
     option("-o", "--output", required=True, type=Path, metavar="OUT", help="OUT.json and OUT.png")
     arguments = parser.parse_args(argv)
-    for size in (*_parts(arguments.sizes), *_parts(arguments.calibrated)):
+    for size in _parts(f"{arguments.sizes},{arguments.folded},{arguments.calibrated}"):
         size_of(size.partition("@")[0])
     return arguments
 

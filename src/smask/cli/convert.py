@@ -19,7 +19,7 @@ examples:
   smask convert resnet20.th -o resnet20.smask --bits 3 --arch resnet20 --mean 0.485,0.456,0.406 \\
       --std 0.229,0.224,0.225 --eval cifar10.npz
   smask convert resnet20.th -o small.smask --target-size 40kB --arch resnet20 --mean 0.485,0.456,0.406 \\
-      --std 0.229,0.224,0.225 --calibrate cifar10.npz --refine 40
+      --std 0.229,0.224,0.225 --calibrate cifar10.npz --refine 40 --fold-norms
   smask convert photos.pt -o photos.smask --bits 3 --arch conv4.json --calibrate photos/ --eval photos/
   smask convert gpt.pt -o gpt.smask --bits 2 --arch gpt:4x128x4 --calibrate book.txt --tokens bytes
   smask convert checkpoint.pt -o model.smask --lossless --key model_ema
@@ -34,6 +34,9 @@ reads .safetensors, a *.index.json with its shards, a folder with either, and wh
 
 With --calibrate every layer is rounded for the inputs that it sees, and statistics of batch norms follow; --refine then
 trains the weights under their own rounding to give the outputs of the original, for a few minutes. Labels are not used.
+
+With --fold-norms weights and biases of batch norms make up for their statistics, which are 0 and 1 then: 4 % fewer
+bytes at 30 kB of a ResNet-20, 2 % at 72 kB. Before it trains such a net on, "smask train" measures them again.
 
 With --base a tensor becomes a mask of that of the same name and shape there, a difference from it, or nothing at all;
 one that is not there, or is farther from it than from zero, is stored as without. The error stays that over the length
@@ -72,6 +75,9 @@ def add(commands: Any) -> None:
         "--range-coding", action=argparse.BooleanOptionalAction,
         help="planes 3 to 6 %% smaller that decode more slowly (default: in models of up to 4 million weights)",
     )  # fmt: skip
+    option(
+        "--fold-norms", action="store_true", help="with --arch: batch norms without statistics, for nets that only run"
+    )
     option("--key", metavar="K", help="where a nested checkpoint has its tensors (default: found if there is no doubt)")
     option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")
     option("--force", action="store_true", help="overwrite an existing file")
@@ -97,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.source, arguments.output, lossless=arguments.lossless or None, bits=arguments.bits,
             target_size=arguments.target_size, max_error=arguments.max_error, arch=arch, key=arguments.key, meta=meta,
             base=arguments.base, calibrate=calibrate, refine=arguments.refine,
-            range_coding=arguments.range_coding, overwrite=arguments.force,
+            range_coding=arguments.range_coding, fold_norms=arguments.fold_norms, overwrite=arguments.force,
             progress=progress, trained=trained,
         )  # fmt: skip
     for line in _notes(report):
@@ -116,9 +122,11 @@ def _arch(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from ..errors import ArgumentError
 
     if arguments.arch is None:
-        for option in ("mean", "std", "eval", "calibrate"):
-            if getattr(arguments, option) is not None:
-                raise ArgumentError(f"--{option}", getattr(arguments, option), "--arch beside it")
+        for option in ("mean", "std", "eval", "calibrate", "fold_norms"):
+            if getattr(arguments, option) not in (None, False):
+                raise ArgumentError(
+                    f"--{option.replace('_', '-')}", getattr(arguments, option), "--arch beside it"
+                )  # fmt: skip
         return None
     if (arguments.mean is None) != (arguments.std is None):
         raise ArgumentError("--mean and --std", "one of them", "both or none")
@@ -209,6 +217,7 @@ def _show(report: ConversionReport, scored: dict[str, Any]) -> None:
     ]
     if report.step:
         moved = f", statistics of {n(len(report.moved))} batch norms moved with their layers" if report.moved else ""
+        moved += f", {n(len(report.folded))} batch norms folded" if report.folded else ""
         rows.insert(4, ("error", f"{report.error:.4f} of the weights' length, step {report.step:.4g}{moved}"))
     if report.base_digest:
         rows.insert(2, ("base", f"{safe(report.base or '')}, sha256 of its tensors {report.base_digest}"))

@@ -34,11 +34,11 @@ class Search:
     def __init__(
         self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
         progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str],
-        overlay: Overlay | None = None, *, ranged: bool | None = None,
+        overlay: Overlay | None = None, *, ranged: bool | None = None, folds: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         self._goal, self._spool, self._progress, self._arch, self._meta = goal, spool, progress, arch, meta
         self._base_digest = overlay.base.digest if overlay else None
-        self._model = LossyModel(checkpoint, rivals.take, overlay, raises=not goal.error, ranged=ranged)
+        self._model = LossyModel(checkpoint, rivals.take, overlay, raises=not goal.error, ranged=ranged, folds=folds)
         # From here on "cost" is what the goal limits: a size, or the logarithm of an error.
         limit = math.log(goal.error) if goal.error else float(goal.n_bytes or 0)
         self._most = limit

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..checkpoints import Checkpoint, Entry
 from ..errors import ArchitectureError, ArgumentError, TargetError
 from ..search.distillation import outputs_of
+from ..search.statistics import restore
 from .allocation import AIM, TOLERANCE
 from .feedback import DAMPINGS, Feedback, Moments, levels_fed_back, listen
 from .goals import Goal
@@ -32,8 +33,8 @@ from .report import Rivals
 
 # Passes that look for the step at which the file has its size.
 MAX_PASSES = 16
-# Inputs whose moments are taken.
-N_LISTENED = 512
+# Inputs whose moments are taken, and those on which norms without statistics get some.
+N_LISTENED, N_RESTORED = 512, 1024
 SEED = 0
 
 
@@ -70,15 +71,17 @@ class CalibratedSearch:
     def __init__(
         self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
         progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str], *,
-        calibration: Calibration, ranged: bool | None = None,
+        calibration: Calibration, ranged: bool | None = None, folds: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         if goal.n_bytes is None:
             raise ArgumentError("max_error", goal.error, "target_size or bits beside calibrate, which moves weights")
         self._limit, self._spool, self._progress, self._arch, self._meta = goal.n_bytes, spool, progress, arch, meta
-        self._lossy = LossyModel(checkpoint, rivals.take, ranged=ranged)
+        self._lossy = LossyModel(checkpoint, rivals.take, ranged=ranged, folds=folds)
         self._calibration = calibration
         self._inputs = Inputs(calibration.inputs, seed=SEED)
         self._check_fit()
+        # Networks in training here go by the statistics of each batch, which a folded norm was not made for.
+        restore(calibration.model, self._inputs.some(N_RESTORED))
         self._dtypes = {entry.name: checkpoint.read(entry.name).dtype for entry in checkpoint.entries}
         parameters = dict(calibration.model.named_parameters())
         self._names = [name for name in self._lossy.names if name in parameters]

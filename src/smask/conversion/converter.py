@@ -18,6 +18,7 @@ from ..checkpoints import Checkpoint, Entry, Source, open_checkpoint
 from ..draft import Draft
 from ..errors import ArgumentError
 from ..recipe import EXTERNAL
+from ..search.statistics import foldable
 from ..sources import BaseSource, open_base
 from .allocation import Search
 from .calibration import CalibratedSearch, Calibration
@@ -44,6 +45,7 @@ def convert_checkpoint(
     model: nn.Module | None = None,
     arch: Mapping[str, Any] | None = None,
     range_coding: bool | None = None,
+    fold_norms: bool = False,
     key: str | None = None,
     meta: Mapping[str, str] | None = None,
     overwrite: bool = False,
@@ -71,11 +73,15 @@ def convert_checkpoint(
             of the same name and shape, a difference, or nothing; where that does not pay it is stored as without.
         calibrate: Inputs [N, ...] as the network takes them, without labels; two thousand are plenty.
         refine: Passes over these inputs in which weights are trained under their rounding.
-        model: The network, where neither ``source`` is one nor ``arch`` says what it is; needed for ``calibrate``.
+        model: The network, where neither ``source`` is one nor ``arch`` says what it is; needed for ``calibrate`` and
+            ``fold_norms``.
         arch: Architecture for :func:`smask.load`; counters of batch norms that an old checkpoint lacks are added as 0.
         range_coding: True for the smallest planes, which decode at 2 to 20 million weights a second; False for planes
             that decode at over a hundred million where the model is large; by default in models of up to four
             million weights, which take a second or so.
+        fold_norms: Whether batch norms are stored without statistics, as one factor and one term a channel: the network
+            gives what it would with them, in fewer bytes, but the decoded tensors of norms are others. Before such
+            a network is trained on, its statistics are measured again, as ``smask train`` and ``--start`` do.
         key: Name under which a nested checkpoint holds the wanted tensors.
         meta: Free text to keep, beside what the checkpoint carries.
         overwrite: Whether an existing file may be replaced.
@@ -96,8 +102,10 @@ def convert_checkpoint(
         raise ArgumentError("lossless", lossless, f"True, or one of {', '.join(goals)}")
     if lossless and any(value is not None for value in goals.values()):
         raise ArgumentError("lossless", lossless, f"none of {', '.join(goals)} beside it")
-    if calibrate is None and (refine or model is not None):
+    if calibrate is None and (refine or (model is not None and not fold_norms)):
         raise ArgumentError("refine" if refine else "model", refine or type(model).__name__, "calibrate beside it")
+    if fold_norms and (base is not None or all(value is None for value in goals.values())):
+        raise ArgumentError("fold_norms", True, f"no base beside it, and one of {', '.join(goals)}")
     if refine < 0:
         raise ArgumentError("refine", refine, "at least 0")
     if calibrate is not None and base is not None:
@@ -143,17 +151,21 @@ def convert_checkpoint(
         if goal is None:
             draft, lossy = _exact(checkpoint, spool(), rivals, report_progress, overlay, range_coding), None
         else:
-            if calibrate is None:
+            network = None
+            if calibrate is not None or fold_norms:
+                wanted = "fold_norms" if calibrate is None else "calibrate"
+                network = network_of(checkpoint, model or source, None if arch is None else wrapped, wanted=wanted)
+            folds = foldable(network) if network is not None and fold_norms else {}
+            if network is None or calibrate is None:
                 search: Search | CalibratedSearch = Search(
                     checkpoint, goal, rivals, spool, report_progress, wrapped, texts, overlay,
-                    ranged=range_coding,
+                    ranged=range_coding, folds=folds,
                 )  # fmt: skip
             else:
-                network = network_of(checkpoint, model or source, None if arch is None else wrapped).float()
-                calibration = Calibration(network, calibrate, refine, trained)
+                calibration = Calibration(network.float(), calibrate, refine, trained)
                 search = CalibratedSearch(
                     checkpoint, goal, rivals, spool, report_progress, wrapped, texts, calibration=calibration,
-                    ranged=range_coding,
+                    ranged=range_coding, folds=folds,
                 )  # fmt: skip
             lossy = search.run()
             draft = lossy.draft
@@ -170,6 +182,7 @@ def convert_checkpoint(
         step=lossy.step if lossy else 0.0, moved=tuple(lossy.moved) if lossy else (),
         seconds=round(time.perf_counter() - started - rivals.seconds, 3), digest=described.digest,
         tensors=sizes(checkpoint, described, lossy.errors if lossy else {}),
+        folded=tuple(lossy.folded) if lossy else (),
         base=overlay.base.source if overlay else None, base_digest=described.base_digest,
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from ..errors import CheckpointError
 from ..integrity import NAME_OF_DTYPE, raw_bytes
 from ..records import Record
 from . import mantissas, moments, paths
+from .batchnorms import BatchNorms
 from .feedback import Moments
 from .leveling import Leveled, leveled, squared_length, windows
 from .overlay import Overlay
@@ -47,6 +48,7 @@ class Pass:
     step: float
     errors: dict[str, float] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)
+    folded: list[str] = field(default_factory=list)
     error: float = 0.0
     energy: float = 0.0
 
@@ -71,6 +73,7 @@ class LossyModel:
         overlay: The base that the file is over, if there is one.
         ranged: Whether planes have the coding ``range``, see :class:`smask.draft.Draft`.
         raises: Whether layers get back the length that rounding takes: better outputs at a larger squared error.
+        folds: Paths of batch norms to be stored without statistics, each with the epsilon of its variance.
 
     Attributes:
         largest: The largest magnitude of all weights that are rounded, 0 if there is none.
@@ -82,10 +85,10 @@ class LossyModel:
 
     def __init__(
         self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None], overlay: Overlay | None = None, *,
-        raises: bool = True, ranged: bool | None = None,
+        raises: bool = True, ranged: bool | None = None, folds: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         self._checkpoint, self._raises, self._ranged = checkpoint, raises, ranged
-        self._overlay = overlay
+        self._overlay, self._folds = overlay, folds or {}
         # Energies of tensors that the base gives, to the bit or as a mask.
         self._kept: dict[str, float] = {}
         self._scanned: dict[str, Scanned] = {}
@@ -183,20 +186,20 @@ class LossyModel:
         plan = plan if isinstance(plan, Plan) else Plan(((self.n_elements, plan),))
         draft = Draft(spool, n_weights=self.n_elements, ranged=self._ranged, thorough=False)
         done = Pass(draft, plan.parts[0][1], energy=sum(self._kept.values()))
-        dense: dict[str, Tensor] = {}
-        statistics: dict[str, Tensor] = {}
-        layers = {norm: layer for layer, norm in self._norms.items()} if given is None else {}
+        moves = {layer: norm for layer, norm in self._norms.items() if given is None and layer not in self._kept}
         given = given or {}
+        values = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        norms = BatchNorms(self._checkpoint, moves, self._folds, values)
+        done.moved, done.folded = norms.moved, norms.folded
+
+        def rounded_of(layer: str) -> Tensor:
+            return self._leveled(self._first[layer], self._checkpoint.read(layer).cpu(), plan).dense
+
         for entry in self._checkpoint.entries:
             tensor = self._checkpoint.read(entry.name).cpu()
-            norm = entry.name.removesuffix(moments.MEAN).removesuffix(moments.VARIANCE)
-            if norm != entry.name and norm in layers and layers[norm] not in self._kept:
-                if entry.name not in statistics:
-                    statistics |= self._moved(norm, layers[norm], dense.pop(layers[norm], None), plan)
-                    done.moved += [norm] if entry.name in statistics else []
-                tensor = statistics.pop(entry.name, tensor)
+            of_norm = norms.value(entry.name, rounded_of)
             first = self._first.get(entry.name, entry.name)
-            known = given.get(first)
+            known = given.get(first) if of_norm is None else of_norm
             if first in self._kept:
                 done.draft.add(entry.name, tensor + 0.0, self._over(entry))
             elif not is_coded(tensor):
@@ -211,8 +214,7 @@ class LossyModel:
                 else:
                     rounded.store(done.draft, entry.name)
                     done.count(entry.name, rounded.error(tensor), self._scanned[entry.name].energy)
-                    if entry.name in self._norms:
-                        dense[entry.name] = rounded.dense
+                    norms.take(entry.name, rounded.dense)
             progress(entry)
         return done
 
@@ -267,27 +269,6 @@ class LossyModel:
     def raised(self, name: str, found: Leveled, tensor: Tensor, seen: Moments | None = None) -> Leveled:
         """The length given back that rounding took: not where a norm follows, nor of what is added to a base."""
         return found.raised(tensor, seen) if self._raises and name not in self._norms and found.near is None else found
-
-    def _moved(self, norm: str, layer: str, after: Tensor | None, plan: Plan) -> Mapping[str, Tensor]:
-        """Statistics of a batch norm for its rounded layer; none where they do not fit it."""
-        before = self._checkpoint.read(layer).cpu()
-        if not is_coded(before):
-            return {}
-        if after is None:
-            after = self._leveled(self._first[layer], before, plan).dense
-        shape = (before.shape[0], before.shape[1], -1)
-        names = {entry.name for entry in self._checkpoint.entries}
-        bias_name = layer.removesuffix("weight") + "bias"
-        bias = self._checkpoint.read(bias_name).cpu().double().numpy() if bias_name in names else 0.0
-        mean, variance = (self._checkpoint.read(norm + what).cpu() for what in (moments.MEAN, moments.VARIANCE))
-        found = moments.moved(
-            before.float().reshape(shape).numpy(), after.float().reshape(shape).numpy(),
-            mean.double().numpy(), variance.double().numpy(), bias=bias,
-        )  # fmt: skip
-        if found is None:
-            return {}
-        values = (torch.from_numpy(part).to(old.dtype) for part, old in zip(found, (mean, variance), strict=True))
-        return dict(zip((norm + moments.MEAN, norm + moments.VARIANCE), values, strict=True))
 
 
 def _difference(tensor: Tensor, near: tuple[str, Tensor] | None) -> Floats:

@@ -34,8 +34,21 @@ def model_of(source: Source, arch: Mapping[str, Any], *, key: str | None = None)
     return model
 
 
-def network_of(checkpoint: Checkpoint, module: object, arch: Mapping[str, Any] | None) -> nn.Module:
-    """A network of its own with the tensors of the checkpoint, under the names that these have there."""
+def network_of(
+    checkpoint: Checkpoint, module: object, arch: Mapping[str, Any] | None, *, wanted: str = "calibrate"
+) -> nn.Module:
+    """A network of its own with the tensors of the checkpoint, under the names that these have there.
+
+    Args:
+        checkpoint: Its tensors.
+        module: The network, where there is no architecture.
+        arch: The architecture, wrapped as the names are.
+        wanted: What the network is for, an argument of the caller.
+
+    Raises:
+        ArchitectureError: The checkpoint does not fit.
+        ArgumentError: Neither a module nor an architecture.
+    """
     if arch is not None:
         network = architectures.build(arch)
     elif isinstance(module, nn.Module):
@@ -44,7 +57,8 @@ def network_of(checkpoint: Checkpoint, module: object, arch: Mapping[str, Any] |
             if not any(key.startswith(f"{name}.") for key in network.state_dict()):
                 network = nn.Sequential(OrderedDict({name: network}))
     else:
-        raise ArgumentError("calibrate", "inputs", "arch or model beside it: a checkpoint does not say what to run")
+        got = "inputs" if wanted == "calibrate" else True
+        raise ArgumentError(wanted, got, "arch or model beside it: a checkpoint does not say what to run")
     have, want = {entry.name for entry in checkpoint.entries}, network.state_dict()
     differences = [f"{name} is not in the checkpoint" for name in want if name not in have]
     differences += [f"{name} is not in the model" for name in have if name not in want]

@@ -64,6 +64,7 @@ class ConversionReport:
         error: Euclidean length of the difference over that of the weights, all tensors in planes together.
         step: Distance of two levels of the weights, 0 of a lossless conversion.
         moved: Batch norms whose statistics were moved after their layer.
+        folded: Batch norms whose statistics went into their weights and biases.
         bits_per_weight: ``8 * n_bytes / n_weights``.
         seconds: Time of the conversion without that of zstd.
         digest: sha256 over all tensors, as in the file.
@@ -93,6 +94,7 @@ class ConversionReport:
     tensors: tuple[TensorSize, ...]
     base: str | None = None
     base_digest: str | None = None
+    folded: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,14 +30,29 @@ def folded(model: nn.Module, *, but: Collection[str] = ()) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for path, norm in _norms(model):
-        names = [f"{path}.{part}" if path else part for part in PARTS]
+        names = names_of(path)
         if not {*names}.isdisjoint(but) or not (norm.weight.requires_grad and norm.bias.requires_grad):
             continue
-        weight, bias, mean, variance = (getattr(norm, part).detach().double() for part in PARTS)
-        factor = weight / (variance + norm.eps).sqrt()
-        new = (factor * (1 + norm.eps) ** 0.5, bias - mean * factor, torch.zeros_like(mean), torch.ones_like(mean))
-        found |= {name: tensor.to(norm.weight.dtype) for name, tensor in zip(names, new, strict=True)}
+        found |= zip(names, fold([getattr(norm, part).detach() for part in PARTS], norm.eps), strict=True)
     return found
+
+
+def foldable(model: nn.Module) -> dict[str, float]:
+    """Paths of the batch norms that weights and biases can say all of, each with the epsilon of its variance."""
+    return {path: norm.eps for path, norm in _norms(model)}
+
+
+def names_of(path: str) -> list[str]:
+    """State-dict names of the parts of a batch norm, in the order of :data:`PARTS`."""
+    return [f"{path}.{part}" if path else part for part in PARTS]
+
+
+def fold(parts: Sequence[Tensor], eps: float) -> tuple[Tensor, ...]:
+    """Weight, bias, mean 0 and variance 1 of a norm that gives what a batch norm with these parts gives."""
+    weight, bias, mean, variance = (part.double() for part in parts)
+    factor = weight / (variance + eps).sqrt()
+    new = (factor * (1 + eps) ** 0.5, bias - mean * factor, torch.zeros_like(mean), torch.ones_like(mean))
+    return tuple(value.to(part.dtype) for value, part in zip(new, parts, strict=True))
 
 
 def lasting(model: nn.Module) -> list[Tensor]:
