@@ -103,7 +103,13 @@ MANIFEST: Rules = {
     "tasks": (lambda v: is_list(v, lambda task: isinstance(task, dict)), []),
     "tensors": (lambda v: is_list(v, lambda record: isinstance(record, dict)), REQUIRED),
 }
-TASK: Rules = {"name": (is_name, REQUIRED), "digest": (is_short_digest, REQUIRED), "meta": (is_meta, {})}
+TASK: Rules = {
+    "name": (is_name, REQUIRED),
+    "digest": (is_short_digest, REQUIRED),
+    "meta": (is_meta, {}),
+    "arch": (lambda v: isinstance(v, dict), ABSENT),
+    "records": (lambda v: is_integer(v, 0, 2**62), ABSENT),
+}
 RECORD: Rules = {  # M-11 has the dtypes, bases and axes
     "name": (is_name, REQUIRED),
     "shape": (lambda v: is_list(v, lambda dimension: is_integer(dimension, 0, 2**62), 8), REQUIRED),
@@ -188,8 +194,9 @@ def read_manifest(text: bytes) -> Record:
     m.byte_planes = max((width for width, count in m.sizes if count), default=0)
     sections = m.byte_planes + sum(r.planes * (2 + r.flip) - 1 + r.width for r in coded)
     need(len(m.blobs) == sections, "M-09", f"{len(m.blobs)} blobs for {sections} sections")
-    need(m.arch.get("kind", "external") == "external", "M-11", "unknown architecture kind", Unsupported)
-    need("kind" not in m.arch or len(m.arch) == 1, "M-12", "external architecture with other members")
+    for arch in [m.arch, *[task.arch for task in m.tasks if task.arch is not None]]:
+        need(arch.get("kind", "external") == "external", "M-11", "unknown architecture kind", Unsupported)
+        need("kind" not in arch or len(arch) == 1, "M-12", "external architecture with other members")
     return m
 
 
@@ -214,14 +221,19 @@ def check_tasks(m: Record) -> list[list[Record]]:
         return [m.tensors]
     need(len(m.tasks) > 1, "T-01", "one task")
     need(len({task.name for task in m.tasks}) == len(m.tasks), "T-01", "task twice")
-    need(len(m.tensors) % len(m.tasks) == 0, "T-01", "records that the tasks cannot share")
-    each = len(m.tensors) // len(m.tasks)
-    groups = [m.tensors[n * each : (n + 1) * each] for n in range(len(m.tasks))]
-    for group in groups:
-        alike = all(
-            (a.name, a.shape, a.dtype) == (b.name, b.shape, b.dtype) for a, b in zip(group, groups[0], strict=True)
-        )
-        need(alike, "T-01", "other tensors than the first task")
+    need(m.tasks[0].arch is None and m.tasks[0].records is None, "T-01", "a first task that is unlike itself")
+    counts = [task.records for task in m.tasks]
+    left = len(m.tensors) - sum(count or 0 for count in counts)
+    need(left >= 0 and left % counts.count(None) == 0, "T-01", "records that the tasks cannot share")
+    groups, start = [], 0
+    for count in counts:
+        end = start + (left // counts.count(None) if count is None else count)
+        groups.append(m.tensors[start:end])
+        start = end
+    kinds = [[(r.name, r.shape, r.dtype) for r in group] for group in groups]
+    for task, own in zip(m.tasks, kinds, strict=True):
+        need((own == kinds[0]) == (task.records is None), "T-01", "other tensors than the first task without `records`")
+        need(task.arch is None or json.dumps(task.arch) != json.dumps(m.arch), "T-01", "an architecture twice")
     return groups
 
 

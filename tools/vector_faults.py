@@ -13,7 +13,7 @@ from smask import container, floats, manifest, records
 from smask.dtypes import N_BYTES_OF_DTYPE
 from smask.recipe import EXTERNAL
 from vector_over import over_file, over_unfit, refused_over
-from vector_tasks import refused_tasks, tasks_file
+from vector_tasks import refused_apart, refused_tasks, tasks_apart_file, tasks_file
 from vector_values import refused_changes, values_file
 
 # Refused only by who builds the module.
@@ -145,6 +145,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         (values_file(), refused_changes()),
         (over_file(), refused_over()),
         (tasks_file(), refused_tasks()),
+        (tasks_apart_file(), refused_apart()),
     ):
         out |= {name: (rewritten(file, change), error, clause) for name, (change, error, clause) in changes.items()}
     return out

@@ -45,6 +45,31 @@ def tasks_file() -> bytes:
     return smask.pack({"a": task_of(0), "b": task_of(1), "ü c": task_of(2)})
 
 
+def tasks_apart_file() -> bytes:
+    """Heads of other sizes on one body, a task of more tensors, one whose architecture alone is another."""
+
+    def net(n_classes: int, number: int, *more: str) -> bytes:
+        """A body that all share, with a head of its own: a mask and biases."""
+        random = torch.Generator().manual_seed(number)
+        body = packed((torch.rand(40, 32, generator=torch.Generator().manual_seed(8)) < 0.3).numpy())
+        head = packed((torch.rand(n_classes, 40, generator=random) < 0.5).numpy())
+        masked = {
+            "0.weight": CodedTensor((40, 32), 0, (torch.from_numpy(body),), torch.ones(1)),
+            "2.weight": CodedTensor((n_classes, 40), 1, (torch.from_numpy(head),), torch.tensor([0.5])),
+        }
+        state = {name: reconstruct_reference(tensor, SEED) for name, tensor in masked.items()}
+        state["2.bias"] = torch.randn(n_classes, generator=random).bfloat16().float()
+        layers: list[object] = [
+            {"op": "linear", "inputs": 32, "outputs": 40, "bias": False}, "relu",
+            {"op": "linear", "inputs": 40, "outputs": n_classes}, *more,
+        ]  # fmt: skip
+        return smask.encode(state, Recipe(SEED, masked, {"input": [32], "layers": layers}))
+
+    other = {"0.weight": torch.ones(3, 32), "2.bias": torch.tensor([1.5])}
+    files = {"three": net(3, 1), "five": net(5, 2), "like three": net(3, 3), "bent": net(3, 4, "sigmoid")}
+    return smask.pack(files | {"alone": smask.encode(other, Recipe(0, {}, dict(EXTERNAL)))})
+
+
 def tasks_over_file() -> bytes:
     """Masks of a tensor of the base, and what is kept of it."""
     base = base_tensors()
@@ -61,6 +86,42 @@ def tasks_over_file() -> bytes:
         return smask.encode(state, Recipe(0, {"w": w}, base_digest=digest, origins=origins))
 
     return smask.pack({"one": task(0), "two": task(1)})
+
+
+def refused_apart() -> dict[str, tuple[Change, str, str | None]]:
+    """The same of :func:`tasks_apart_file`."""
+
+    def task(index: int, **fields: Any) -> Change:
+        return lambda described: described["tasks"][index].update(fields)
+
+    def without(index: int, field: str) -> Change:
+        return lambda described: described["tasks"][index].pop(field)
+
+    def alike(fields: dict[str, Any]) -> None:
+        """The shapes of the first task in another that says how many records it has."""
+        for one in fields["tensors"][3:6]:
+            one["shape"] = [3 if size == 5 else size for size in one["shape"]]
+
+    def architectures_of(fields: dict[str, Any]) -> None:
+        fields["tasks"][1]["arch"] = fields["arch"]
+
+    return {
+        "apart-without-records": (without(1, "records"), "FormatError", "T-01"),
+        "apart-with-fewer-records": (task(1, records=2), "FormatError", "T-01"),
+        "apart-with-all-records": (task(1, records=13), "FormatError", "T-01"),
+        "apart-with-more-records": (task(1, records=2**62), "FormatError", "T-01"),
+        "apart-with-records-below-zero": (task(1, records=-1), "FormatError", "M-03"),
+        "apart-with-records-of-half": (task(1, records=3.5), "FormatError", "M-03"),
+        "apart-with-null-records": (task(1, records=None), "FormatError", "M-03"),
+        "apart-in-the-first-task": (task(0, records=3), "FormatError", "T-01"),
+        "apart-by-layers-in-the-first-task": (task(0, arch={}), "FormatError", "T-01"),
+        "apart-and-alike": (alike, "FormatError", "T-01"),
+        "apart-with-records-like-the-first": (task(2, records=3), "FormatError", "T-01"),
+        "apart-with-layers-like-the-first": (architectures_of, "FormatError", "T-01"),
+        "apart-with-layers-that-are-no-object": (task(1, arch=[]), "FormatError", "M-03"),
+        "apart-of-an-unknown-kind": (task(1, arch={"kind": "later"}), "UnsupportedError", None),
+        "apart-external-with-layers": (task(1, arch={"kind": "external", "layers": []}), "FormatError", "M-12"),
+    }  # fmt: skip
 
 
 def refused_tasks() -> dict[str, tuple[Change, str, str | None]]:

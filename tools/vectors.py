@@ -34,7 +34,7 @@ from vector_sections import (
     planes_vectors,
     reconstruction_vectors,
 )  # fmt: skip
-from vector_tasks import tasks_file, tasks_over_file
+from vector_tasks import tasks_apart_file, tasks_file, tasks_over_file
 from vector_values import values_file
 
 ROOT = Path(__file__).parents[1] / "spec/vectors"
@@ -124,6 +124,7 @@ def accepted() -> dict[str, bytes]:
         "base": base_file(),
         "over": over_file(),
         "tasks": tasks_file(),
+        "tasks-apart": tasks_apart_file(),
         "tasks-over": tasks_over_file(),
         "extension": rewritten(example(), lambda fields: fields.update(later={"must_understand": False, "x": 1})),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -192,12 +192,12 @@ def load(
         raise ArgumentError("packed", packed, "False beside trainable")
     target = check_device(device)
     opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
-    arch, number = opened.manifest.arch, groups.number_of(opened.manifest, task)
+    arch, number = groups.arch_of(opened.manifest, task), groups.number_of(opened.manifest, task)
     if model is None:
         if arch.get("kind") == "external":
             raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
         model = architectures.build(arch, device="meta")
-    check_fit(model, opened.manifest)
+    check_fit(model, groups.records_of(opened.manifest, task))
     found = base_of(opened, base, limits)
     read = contents_of(opened, found, number)
     # What names another tensor may be packed by itself.
@@ -229,8 +229,8 @@ def recipe_for(described: Manifest, task: str | None, coded: Mapping[str, CodedT
         name, record = described.tensors[place].name, described.tensors[index]
         if base and record.of is not None and not record.has_levels:
             origins[name] = ("" if record.origin == name else record.origin, base.tensor(record.origin))
-    meta = groups.meta_of(described, task)
-    return Recipe(described.seed or 0, coded, described.arch, meta, described.base_digest, origins)
+    arch, meta = groups.arch_of(described, task), groups.meta_of(described, task)
+    return Recipe(described.seed or 0, coded, arch, meta, described.base_digest, origins)
 
 
 def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str) -> dict[str, CodedTensor]:
@@ -282,9 +282,9 @@ def _tied_parameters(model: nn.Module) -> list[list[str]]:
     return [group for group in names.values() if len(group) > 1]
 
 
-def check_fit(model: nn.Module, described: Manifest) -> None:
-    """Raises ArchitectureError with all differences between a module and a file at once."""
-    want = {record.name: (tuple(record.shape), record.dtype) for record in described.tensors}
+def check_fit(model: nn.Module, records: Sequence[Record]) -> None:
+    """Raises ArchitectureError with all differences between a module and the records of a file at once."""
+    want = {record.name: (tuple(record.shape), record.dtype) for record in records}
     got = {
         name: (tuple(tensor.shape), NAME_OF_DTYPE.get(tensor.dtype, "?")) for name, tensor in model.state_dict().items()
     }

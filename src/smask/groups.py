@@ -1,4 +1,4 @@
-"""Tasks of a file: groups of records, one after the other, over one architecture and one seed or base. No torch.
+"""Tasks of a file: groups of records, one after the other, over one seed or base. No torch.
 
 A file of one model is one group without a name.
 """
@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .errors import ArgumentError
 from .records import Manifest, Record
 
 # Tasks that an error names.
 N_SHOWN = 12
-
-
-def groups(described: Manifest) -> list[range]:
-    """Places of the records of each task."""
-    return [group(described, number) for number in range(len(described.tasks) or 1)]
-
-
-def group(described: Manifest, number: int) -> range:
-    """Places of the records of one task."""
-    n_each = len(described.tensors) // (len(described.tasks) or 1)
-    return range(number * n_each, (number + 1) * n_each)
 
 
 def number_of(described: Manifest, task: str | None) -> int:
@@ -40,6 +30,18 @@ def number_of(described: Manifest, task: str | None) -> int:
     if found is None:
         raise ArgumentError("task", task, f"one of the tasks of the file: {_shown(described)}")
     return found
+
+
+def records_of(described: Manifest, task: str | None) -> list[Record]:
+    """The records of a task; raises ArgumentError as :func:`number_of`."""
+    return [described.tensors[place] for place in described.groups[number_of(described, task)]]
+
+
+def arch_of(described: Manifest, task: str | None) -> dict[str, Any]:
+    """The architecture of a task; raises ArgumentError as :func:`number_of`."""
+    number = number_of(described, task)
+    own = described.tasks[number].arch if described.tasks else None
+    return described.arch if own is None else own
 
 
 def meta_of(described: Manifest, task: str | None) -> dict[str, str]:
@@ -68,10 +70,10 @@ def check_single(described: Manifest, name: str, source: str) -> None:
 def holders(described: Manifest, number: int) -> dict[int, int]:
     """Place of each record of a task to that of the record that has its bytes, which may be one of the first task."""
     records = described.tensors
-    first = {records[place].name: place for place in group(described, 0)}
+    first = {records[place].name: place for place in described.groups[0]}
     own: dict[str, int] = {}
     found = {}
-    for place in group(described, number):
+    for place in described.groups[number]:
         record = records[place]
         if record.same is None:
             found[place] = own[record.name] = place

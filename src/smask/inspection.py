@@ -62,6 +62,7 @@ class TaskReport:
         name, digest, meta: From the manifest.
         n_plane_bytes: Its coded planes, without those that it shares with the first.
         n_weights, n_kept: Of the tensors that have these.
+        arch: Its own architecture, None where it is that of the file.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TaskReport:
     n_plane_bytes: int
     n_weights: int
     n_kept: int
+    arch: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def inspect(
         meta=opened.manifest.meta,
         tasks=tuple(
             _task_report(one, [reports[place] for place in group])
-            for one, group in zip(opened.manifest.tasks, groups.groups(opened.manifest), strict=False)
+            for one, group in zip(opened.manifest.tasks, opened.manifest.groups, strict=False)
         ),
         tensors=tuple(report for report in reports if task is None or report.task == task),
     )
@@ -202,7 +204,7 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     tasks: list[str | None] = [*(task.name for task in opened.manifest.tasks)] or [None]
     return [
         _report(records[index], task, kept.get(index), n_flipped.get(index), found.get(index, []))
-        for task, group in zip(tasks, groups.groups(opened.manifest), strict=True) for index in group
+        for task, group in zip(tasks, opened.manifest.groups, strict=True) for index in group
     ]  # fmt: skip
 
 
@@ -210,7 +212,7 @@ def _task_report(task: Task, reports: list[TensorReport]) -> TaskReport:
     coded = [report for report in reports if report.n_planes]
     n_bytes, n_weights = sum(report.n_bytes for report in coded), sum(report.n_weights for report in coded)
     return TaskReport(
-        task.name, task.digest, task.meta, n_bytes, n_weights, sum(report.n_kept or 0 for report in coded)
+        task.name, task.digest, task.meta, n_bytes, n_weights, sum(report.n_kept or 0 for report in coded), task.arch
     )
 
 

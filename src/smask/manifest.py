@@ -19,7 +19,7 @@ from msgspec import Struct
 from . import container
 from .container import Limits
 from .errors import FormatError, UnsupportedError
-from .groups import groups, named_holder
+from .groups import named_holder
 from .records import ARCHITECTURES, CODINGS, Manifest, Record, Task, defaults_of, n_byte_planes
 from .rules import check_record
 
@@ -148,8 +148,9 @@ def _check(manifest: Manifest, limits: Limits) -> None:
     if manifest.tasks:
         _check_tasks(manifest)
     first: dict[str, Record] = {}
-    _check_distinct([manifest.tensors[index].name for index in groups(manifest)[0]], "M-05", "manifest tensors")
-    for group in groups(manifest):
+    for group in manifest.groups:
+        _check_distinct([manifest.tensors[index].name for index in group], "M-05", "manifest tensors")
+    for group in manifest.groups:
         earlier: dict[str, Record] = {}
         for index in group:
             record = manifest.tensors[index]
@@ -177,30 +178,52 @@ def _check(manifest: Manifest, limits: Limits) -> None:
     want_blobs = n_byte_planes(manifest.tensors) + n_bit_sections
     if len(manifest.blobs) != want_blobs:
         raise FormatError("M-09", "manifest blobs", f"{len(manifest.blobs)} blobs", f"{want_blobs} blobs")
-    if "kind" in manifest.arch:
-        if manifest.arch["kind"] != "external":
-            raise UnsupportedError("architecture kind", manifest.arch["kind"], ARCHITECTURES)
-        if len(manifest.arch) > 1:
-            raise FormatError("M-12", "manifest arch", "external with other members", "external alone")
+    for arch in (manifest.arch, *(task.arch for task in manifest.tasks if task.arch is not None)):
+        if "kind" in arch:
+            if arch["kind"] != "external":
+                raise UnsupportedError("architecture kind", arch["kind"], ARCHITECTURES)
+            if len(arch) > 1:
+                raise FormatError("M-12", "manifest arch", "external with other members", "external alone")
 
 
 def _check_tasks(manifest: Manifest) -> None:
-    """Tasks that differ in what their tensors are, not in which they have."""
+    """Tasks that say what they have of their own, and only that."""
     if len(manifest.tasks) == 1:
         raise FormatError("T-01", "manifest tasks", "one task", "none or several")
     _check_distinct([task.name for task in manifest.tasks], "T-01", "manifest tasks")
-    if len(manifest.tensors) % len(manifest.tasks):
-        got = f"{len(manifest.tensors)} records for {len(manifest.tasks)} tasks"
-        raise FormatError("T-01", "manifest tensors", got, "as many for each task")
-    first, *others = groups(manifest)
-    for group in others:
-        for index, place in zip(group, first, strict=True):
-            record, want = manifest.tensors[index], manifest.tensors[place]
-            if (record.name, record.shape, record.dtype) != (want.name, want.shape, want.dtype):
-                raise FormatError(
-                    "T-01", f"manifest tensors[{index}]", f"{record.name!r}, {record.dtype} {list(record.shape)}",
-                    f"{want.name!r}, {want.dtype} {list(want.shape)} as in the first task",
-                )  # fmt: skip
+    first = manifest.tasks[0]
+    if first.arch is not None or first.records is not None:
+        raise FormatError("T-01", "manifest tasks[0]", "arch or records of its own", "neither in the first task")
+    own = [task.records for task in manifest.tasks if task.records is not None]
+    n_alike = len(manifest.tasks) - len(own)
+    if sum(own) > len(manifest.tensors) or (len(manifest.tensors) - sum(own)) % n_alike:
+        got = f"{len(manifest.tensors)} records for {n_alike} tasks" + f" and {sum(own)} of others" * bool(own)
+        raise FormatError("T-01", "manifest tensors", got, "as many for each task that does not say how many")
+    want = _kinds(manifest, 0)
+    for number, task in enumerate(manifest.tasks[1:], 1):
+        where = f"manifest tasks[{number}] {task.name!r}"
+        # As texts: to Python, 1 and 1.0 and true are equal.
+        if task.arch is not None and canonical(task.arch) == canonical(manifest.arch):
+            raise FormatError("T-01", where, "the architecture of the file", "none where it is that")
+        kinds = _kinds(manifest, number)
+        if task.records is not None and kinds == want:
+            raise FormatError("T-01", where, "the number of its records", "none where they are like those of the first")
+        if task.records is None and kinds != want:
+            pairs = zip(manifest.groups[number], kinds, want, strict=True)
+            index, kind, wanted = next(pair for pair in pairs if pair[1] != pair[2])
+            where = f"manifest tensors[{index}]"
+            raise FormatError("T-01", where, _shown(kind), f"{_shown(wanted)} as in the first task")
+
+
+def _kinds(manifest: Manifest, number: int) -> list[tuple[str, tuple[int, ...], str]]:
+    """What tensors a task has: name, shape and dtype of each."""
+    records = (manifest.tensors[place] for place in manifest.groups[number])
+    return [(record.name, record.shape, record.dtype) for record in records]
+
+
+def _shown(kind: tuple[str, tuple[int, ...], str]) -> str:
+    name, shape, dtype = kind
+    return f"{name!r}, {dtype} {list(shape)}"
 
 
 def _check_distinct(names: Sequence[str], clause: str, where: str) -> None:

@@ -1,6 +1,7 @@
 """Files of one model each as one file of several tasks, and back: blobs move as they are. No torch.
 
-What tasks have in common is stored once: seed or base, architecture, and tensors that are those of the first.
+What tasks have in common is stored once: seed or base, architecture, and tensors that are those of the first. Tasks may
+have others beside these, such as a head with outputs of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from . import container, floats, groups, manifest
 from .container import Limits
-from .errors import ArchitectureError, ArgumentError
+from .errors import ArgumentError
 from .manifest import Opened
 from .parts import Part, parts_of
 from .records import Blob, Manifest, Name, Record, Task, bit_sections
@@ -32,8 +33,8 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
     """One file of several tasks.
 
     Args:
-        files: Path or bytes of a file by the name that its task is to have. All have one architecture, and one seed or
-            base where they have any; the first gives what others share with it.
+        files: Path or bytes of a file by the name that its task is to have. All have one seed or base where they have
+            any; the first gives what others share with it.
         limits: What each file may ask for.
 
     Returns:
@@ -42,7 +43,6 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
     Raises:
         ArgumentError: Fewer than two files, a name that the format does not have, a file that is itself packed, or
             other seeds or bases.
-        ArchitectureError: Other architectures, names, shapes or dtypes.
         FormatError, UnsupportedError, LimitError, IntegrityError: A file is not valid, not known or too large.
         OSError: A path cannot be read.
     """
@@ -58,18 +58,16 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
     common = {key: text for key, text in metas[0].items() if all(meta.get(key) == text for meta in metas)}
     first, *others = opened
     for name in others:
-        _check_alike(opened[first].manifest, opened[name].manifest, first, name)
-    firsts = parts_of(opened[first])
-    parts = [*firsts]
+        _check_common(opened[first].manifest, opened[name].manifest, first, name)
+    parts = parts_of(opened[first])
+    firsts = {part.record.name: part for part in parts}
     for name in others:
-        own = zip(parts_of(opened[name]), firsts, strict=True)
-        parts += (_same(part.record, part.record.name) if _repeats(part, one) else part for part, one in own)
-    tasks = tuple(
-        Task(name, one.manifest.digest[:N_DIGITS], {k: v for k, v in one.manifest.meta.items() if k not in common})
-        for name, one in opened.items()
-    )
+        own = [(part, firsts.get(part.record.name)) for part in parts_of(opened[name])]
+        parts += [_same(part.record, part.record.name) if one and _repeats(part, one) else part for part, one in own]
+    tasks = tuple(_task(name, one.manifest, opened[first].manifest, common) for name, one in opened.items())
     digest = groups.digest_of_all(one.manifest.digest for one in opened.values())
-    return _written(parts, [one.manifest for one in opened.values()], digest=digest, meta=common, tasks=tasks)
+    sources = [one.manifest for one in opened.values()]
+    return _written(parts, sources, digest=digest, meta=common, tasks=tasks, arch=sources[0].arch)
 
 
 def single(opened: Opened, task: str | None, digest: str) -> bytes:
@@ -85,7 +83,7 @@ def single(opened: Opened, task: str | None, digest: str) -> bytes:
         FormatError: Its byte planes are not valid.
     """
     described, every = opened.manifest, parts_of(opened)
-    meta, found = groups.meta_of(described, task), dict[int, Part]()
+    meta, arch, found = groups.meta_of(described, task), groups.arch_of(described, task), dict[int, Part]()
     for place, index in groups.holders(described, groups.number_of(described, task)).items():
         record, held = described.tensors[place], every[index]
         if index in found:
@@ -93,7 +91,18 @@ def single(opened: Opened, task: str | None, digest: str) -> bytes:
             continue
         of = held.record.of if held.record.name == record.name else held.record.of and held.record.origin
         found[index] = Part(replace(held.record, name=record.name, of=of), held.values, held.sections)
-    return _written([*found.values()], [described], digest=digest, meta=meta, tasks=())
+    return _written([*found.values()], [described], digest=digest, meta=meta, tasks=(), arch=arch)
+
+
+def _task(name: str, own: Manifest, first: Manifest, common: Mapping[str, str]) -> Task:
+    """What a task says of itself: that which it has not from the file or the first task."""
+    kinds, wanted = ([(r.name, r.shape, r.dtype) for r in described.tensors] for described in (own, first))
+    layers, others = (manifest.canonical(described.arch) for described in (own, first))
+    meta = {key: text for key, text in own.meta.items() if key not in common}
+    return Task(
+        name, own.digest[:N_DIGITS], meta, arch=None if layers == others else own.arch,
+        records=None if kinds == wanted else len(kinds),
+    )  # fmt: skip
 
 
 def _repeats(part: Part, other: Part) -> bool:
@@ -107,16 +116,17 @@ def _repeats(part: Part, other: Part) -> bool:
 
 
 def _written(
-    parts: Sequence[Part], sources: Sequence[Manifest], *, digest: str, meta: dict[str, str], tasks: tuple[Task, ...]
-) -> bytes:
-    """A file of parts that come from files of one architecture and one seed or base."""
+    parts: Sequence[Part], sources: Sequence[Manifest], *, digest: str, meta: dict[str, str], tasks: tuple[Task, ...],
+    arch: dict[str, Any],
+) -> bytes:  # fmt: skip
+    """A file of parts that come from files of one seed or base."""
     records = tuple(part.record for part in parts)
     shared = floats.encode([value for part in parts for value in part.values])
     stored: list[tuple[Blob, bytes | memoryview]] = [(Blob(coding, len(blob)), blob) for coding, blob in shared]
     coded = {(index, one.plane, one.kind): one for index, part in enumerate(parts) for one in part.sections}
     stored += [(coded[section].described, coded[section].blob) for section in bit_sections(records)]
     described = Manifest(
-        tensors=records, blobs=tuple(blob for blob, _ in stored), digest=digest, arch=sources[0].arch, meta=meta,
+        tensors=records, blobs=tuple(blob for blob, _ in stored), digest=digest, arch=arch, meta=meta,
         seed=_one_of(one.seed for one in sources) if any(record.seeded for record in records) else None,
         base_digest=_one_of(one.base_digest for one in sources) if any(r.of is not None for r in records) else None,
         tasks=tasks,
@@ -141,24 +151,8 @@ def _check_name(name: str) -> None:
         raise ArgumentError("task", name, want) from None
 
 
-def _check_alike(first: Manifest, other: Manifest, first_name: str, name: str) -> None:
-    """Tasks of one file have all but their masks and floats in common."""
+def _check_common(first: Manifest, other: Manifest, first_name: str, name: str) -> None:
+    """Tasks of one file have its seed and its base."""
     for what, one, two in (("seed", first.seed, other.seed), ("base", first.base_digest, other.base_digest)):
         if one is not None and two is not None and one != two:
             raise ArgumentError(f"{what} of {name!r}", two, f"{one} as {first_name!r}")
-    want, got = (
-        {record.name: f"{record.dtype} {list(record.shape)}" for record in described.tensors}
-        for described in (first, other)
-    )
-    differences = [f"{tensor} is in {first_name!r} but not in {name!r}" for tensor in want if tensor not in got]
-    differences += [f"{tensor} is in {name!r} but not in {first_name!r}" for tensor in got if tensor not in want]
-    differences += [
-        f"{tensor} is {got[tensor]} in {name!r}, {want[tensor]} in {first_name!r}"
-        for tensor in want if tensor in got and got[tensor] != want[tensor]
-    ]  # fmt: skip
-    if not differences and [*want] != [*got]:
-        differences.append(f"the tensors of {name!r} are in another order than those of {first_name!r}")
-    if not differences and first.arch != other.arch:
-        differences.append(f"the layers of {name!r} are not those of {first_name!r}")
-    if differences:
-        raise ArchitectureError(tuple(differences))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Annotated, Any, TypeAlias
 
@@ -119,24 +120,28 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Task(Struct, frozen=True, forbid_unknown_fields=True):
-    """One of several models in a file that differ in their tensors only.
+    """One of several models in a file.
 
     Attributes:
         name: As the user calls it.
         digest: First 16 hexadecimal digits of the sha256 over its reconstructed tensors.
         meta: Free text beside that of the file.
+        arch: Architecture, where it is not that of the file.
+        records: Number of its records, where names, shapes or dtypes are not those of the first task.
     """
 
     name: Name
     digest: ShortSha256
     meta: dict[str, str] = {}
+    arch: dict[str, Any] | None = None
+    records: Count | None = None
 
 
-class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """What a file says of itself.
 
     Attributes:
-        tensors: Records in state-dict order; those of one task after those of another (:mod:`smask.groups`).
+        tensors: Records in state-dict order; those of one task after those of another.
         blobs: Blobs of the body in file order.
         digest: sha256 over the reconstructed tensors, 64 lower-case hexadecimal digits; of several tasks that over the
             digits of theirs.
@@ -157,6 +162,15 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     meta: dict[str, str] = {}
     tasks: tuple[Task, ...] = ()
     extensions: dict[str, Any] = {}
+
+    @functools.cached_property
+    def groups(self) -> tuple[range, ...]:
+        """Places of the records of each task, or of the one model; where they add up, as a parser has seen to."""
+        own = [task.records for task in self.tasks]
+        n_like_first = own.count(None) or 1
+        n_first = (len(self.tensors) - sum(n for n in own if n is not None)) // n_like_first
+        ends = [*itertools.accumulate(n_first if n is None else n for n in own or [None])]
+        return tuple(range(start, end) for start, end in itertools.pairwise([0, *ends]))
 
 
 @functools.cache

@@ -67,18 +67,18 @@ class Tasks:
         bit. A file that is damaged is refused before anything is changed.
 
         Args:
-            model: Of the architecture of the file, dense.
+            model: Of the architecture of the task, dense.
             task: Which task.
 
         Raises:
             ArgumentError: No task of the file, or a model with packed layers.
-            ArchitectureError: Names, shapes or dtypes of the model are not those of the file.
+            ArchitectureError: Names, shapes or dtypes of the model are not those of the task.
             FormatError, UnsupportedError, LimitError, IntegrityError, BaseError: As :func:`smask.decode`.
         """
         if any(isinstance(module, modules.PackedLayer) for module in model.modules()):
             raise ArgumentError("model", "packed layers", "dense ones: load(..., packed=True) makes another model")
         described = self._opened.manifest
-        codec.check_fit(model, described)
+        codec.check_fit(model, groups.records_of(described, task))
         read = self._contents(task)
         for name, tensor in model.state_dict().items():
             first = read.same.get(name, name)

@@ -53,6 +53,7 @@ def _by_channel(tensor: TensorReport) -> str:
 
 def _task_line(task: TaskReport) -> str:
     kept = f"{screen.n(task.n_plane_bytes)} bytes of planes, {task.n_kept / max(1, task.n_weights):.2%} kept"
+    kept += ", layers of its own" if task.arch is not None else ""
     return f"{kept}, sha256 begins with {task.digest}" + "".join(f"; {key}: {text}" for key, text in task.meta.items())
 
 

@@ -15,8 +15,8 @@ examples:
   smask eval many.smask --task b --data b.npz
   smask unpack many.smask --task b -o b.smask
 
-All files have one architecture, and one seed or base: what they share is stored once, so that a further task costs its
-masks and floats and some twenty bytes.
+All files have one seed or base: what they share is stored once, so that a further task of the same layers costs its
+masks and floats and some twenty bytes. One with others, such as a head for more classes, says what they are.
 """
 
 
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "pack", help="put several files into one, a task each", epilog=EPILOG,
-        description="Puts files of one architecture, and of one seed or base, into one file of several tasks.",
+        description="Puts files of one seed or base into one file of several tasks.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("files", nargs="+", metavar="FILE", help=".smask files")
@@ -53,14 +53,16 @@ def run(arguments: argparse.Namespace) -> int:
         "output": arguments.output, "tasks": list(files), "n_bytes": len(data), "n_bytes_apart": sum(sizes),
         "n_plane_bytes": report.n_plane_bytes, "n_float_bytes": report.n_float_bytes,
         "n_overhead_bytes": report.n_overhead_bytes, "digest": report.digest,
+        "own_layers": [task.name for task in report.tasks if task.arch is not None],
     }  # fmt: skip
-    n, names = screen.n, list(files)
+    n, names, n_own = screen.n, list(files), len(fields["own_layers"])
     shown = ", ".join(names[: screen.N_SHOWN]) + (
         f" and {len(names) - screen.N_SHOWN} more" * (len(names) > screen.N_SHOWN)
     )
     rows = [
         ("output", screen.safe(arguments.output)),
         ("tasks", f"{n(len(names))}: {screen.safe(shown)}"),
+        *([("layers of their own", f"{n(n_own)} of the tasks")] if n_own else []),
         ("bytes", f"{screen.byte_line(report)}"),
         ("apart", f"{n(sum(sizes))} bytes"),
         ("sha256", report.digest),
