@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import smask
-from smask import architectures, modules, named_nets
+from smask import architectures, modules, named_nets, replacement
 from smask.errors import ArgumentError, UnsupportedError
 from smask.modules import PackedConv2d, PackedEmbedding, PackedLinear
 from smask.recipe import Recipe, attach
@@ -261,7 +261,7 @@ def test_a_packed_model_is_saved_after_it_is_made_dense(file: Path, tmp_path: Pa
 
 def test_auto_packs_what_is_large(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(isinstance(m, modules.PackedLayer) for m in smask.load(file, model=Net(), packed="auto").modules())
-    monkeypatch.setattr(modules, "N_AUTO_WEIGHTS", 900)
+    monkeypatch.setattr(replacement, "N_AUTO_WEIGHTS", 900)
     model = smask.load(file, model=Net(), packed="auto")
     assert [type(m) for m in (model.embed, model.conv, model.head)] == [PackedEmbedding, nn.Conv2d, PackedLinear]
     with pytest.raises(ArgumentError) as error:
@@ -286,7 +286,7 @@ def test_what_no_packed_layer_holds_is_refused_or_left_dense(tmp_path: Path) -> 
         smask.load(tmp_path / "foreign.smask", model=Foreign(), packed=True)
     assert "conv.weight" in error.value.what
     assert error.value.got == "no packed layer for Conv1d"
-    obstacles = modules.unpackable(nn.ModuleDict({"a": nn.Conv2d(3, 4, 3, padding_mode="circular"), "b": nn.Embedding(3, 4, max_norm=1.0)}), {"a.weight": random_coded((4, 3, 3, 3)), "b.weight": random_coded((3, 4))})  # fmt: skip
+    obstacles = replacement.unpackable(nn.ModuleDict({"a": nn.Conv2d(3, 4, 3, padding_mode="circular"), "b": nn.Embedding(3, 4, max_norm=1.0)}), {"a.weight": random_coded((4, 3, 3, 3)), "b.weight": random_coded((3, 4))})  # fmt: skip
     assert set(obstacles) == {"a.weight", "b.weight"}
     assert isinstance(smask.load(tmp_path / "foreign.smask", model=Foreign(), packed="auto").conv, nn.Conv1d)
 
@@ -332,7 +332,7 @@ def test_packed_nets_answer_as_dense_ones_do() -> None:
         for key, module in weights.items():
             module.weight.data = reconstruct(coded[key], SEED)
         packed = copy.deepcopy(dense)
-        modules.pack_layers(packed, coded, SEED)
+        replacement.pack_layers(packed, coded, SEED)
         x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             want, got = dense(x), packed(x)

@@ -4,6 +4,7 @@ import functools
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,9 +116,66 @@ def test_switched_in_place(three: dict[str, bytes], many: bytes) -> None:
     model.half()
     with pytest.raises(ArchitectureError):
         tasks.switch(model, "night")
-    with pytest.raises(ArgumentError) as caught:
-        tasks.switch(tasks.load("night", packed=True), "day")
-    assert caught.value.name == "model"
+
+
+@pytest.mark.parametrize("regenerate_signs", [False, True])
+def test_packed_models_are_switched_in_place(
+    three: dict[str, bytes], many: bytes, regenerate_signs: bool
+) -> None:  # fmt: skip
+    tasks, x = smask.Tasks(many), torch.rand(2, 1, 28, 28)
+    model = tasks.load("night", packed=True, regenerate_signs=regenerate_signs)
+    memory = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    with torch.inference_mode():
+        model(x)  # whatever is kept of a layer between calls is of its memory, not of what is in it
+    for name in ("day", "ü b", "night", "day"):
+        tasks.switch(model, name)
+        assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == memory
+        other = tasks.load(name, packed=True, regenerate_signs=regenerate_signs)
+        assert exactly(model.state_dict(), other.state_dict())
+        with torch.inference_mode():
+            assert torch.equal(model(x), other(x))
+    dense = smask.materialize(model)
+    assert exactly(dense.state_dict(), smask.decode(many, task="day"))
+    assert codec.encode(dense.state_dict(), recipe_of(dense)) == three["day"]
+
+
+def test_packed_layers_take_other_forms() -> None:
+    """Other numbers of planes, scales, offsets, flips; tasks with weights that no packed layer holds change nothing."""
+    chance = torch.Generator().manual_seed(1)
+
+    def file(n_planes: int, n_scales: int = 1, **fields: Any) -> bytes:
+        planes = [torch.randint(0, 256, (64,), generator=chance, dtype=torch.uint8) for _ in range(n_planes)]
+        if fields.pop("flip", False):
+            fields["flip"] = planes[0] & torch.randint(0, 256, (64,), generator=chance, dtype=torch.uint8)
+        coded = CodedTensor((16, 32), 0, tuple(planes), torch.rand(n_scales, generator=chance), **fields)
+        layers = [{"op": "linear", "inputs": 32, "outputs": 16, "bias": False}]
+        return smask.encode({"0.weight": reconstruct(coded, 4)}, Recipe(4, {"0.weight": coded}, {"layers": layers}))
+
+    files = {
+        "one": file(1), "two": file(2, 16), "offset": file(2, 16, offset=torch.rand(1, generator=chance)),
+        "flips": file(1, 1, flip=True), "uniform": file(1, base="uniform"),
+        "values": smask.encode({"0.weight": torch.rand(16, 32)}, Recipe(0, {}, _layers_of(file(1)))),
+    }  # fmt: skip
+    tasks, x = smask.Tasks(smask.pack(files)), torch.rand(3, 32)
+    for regenerate_signs in (False, True):
+        model = tasks.load("one", packed=True, regenerate_signs=regenerate_signs)
+        for name in ("two", "flips", "offset", "one", "two"):
+            tasks.switch(model, name)
+            other = tasks.load(name, packed=True)
+            with torch.inference_mode():
+                torch.testing.assert_close(model(x), other(x))
+            assert exactly(smask.materialize(other).state_dict(), smask.decode(files[name]))
+            weight = model[0].weight()
+            assert torch.equal(raw_bytes(weight), raw_bytes(smask.decode(files[name])["0.weight"]))
+        for name in ("uniform", "values"):
+            before = model[0].planes.clone()
+            with pytest.raises(UnsupportedError):
+                tasks.switch(model, name)
+            assert torch.equal(model[0].planes, before)
+
+
+def _layers_of(data: bytes) -> dict[str, Any]:
+    return dict(manifest_of(data).arch)
 
 
 def test_switched_back_after_a_change(many: bytes) -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .codec import decode, encode, load, save
     from .conversion.converter import convert_checkpoint
     from .inspection import inspect
-    from .modules import materialize
     from .packs import pack
+    from .replacement import materialize
     from .runs.folder import Checkpoints
     from .runs.size import TargetSize
     from .search.loop import find_masks
@@ -33,7 +33,7 @@ __all__ = [
 # Imported on first use, so that an inspector starts without torch.
 _HOMES = dict.fromkeys(("decode", "encode", "load", "save"), "codec")
 _HOMES |= {"convert_checkpoint": "conversion.converter", "inspect": "inspection", "find_masks": "search.loop"}
-_HOMES |= {"materialize": "modules", "open_base": "sources", "verify": "verification"}
+_HOMES |= {"materialize": "replacement", "open_base": "sources", "verify": "verification"}
 _HOMES |= {"train_weights": "training.loop", "find_ticket": "training.tickets", "train_sparse": "training.sparse"}
 _HOMES |= {"Checkpoints": "runs.folder", "TargetSize": "runs.size", "Tasks": "tasks", "pack": "packs"}
 

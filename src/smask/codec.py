@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import architectures, container, groups, integrity, masking, modules, prefixes
+from . import architectures, container, groups, integrity, masking, prefixes, replacement
 from .coded import CodedTensor, parameter_problem
 from .container import Limits
 from .contents import contents_of, dense_tensors
 from .draft import Draft
 from .errors import ArchitectureError, ArgumentError, UnsupportedError
+from .fit import check_fit
 from .integrity import NAME_OF_DTYPE
 from .origins import Base
 from .prefixes import Cut
@@ -93,7 +94,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool = Tr
         OutputError: The system refused to write.
     """
     recipe = recipe_of(model)
-    if any(isinstance(module, modules.PackedLayer) for module in model.modules()):
+    if replacement.packed_layers(model):
         raise ArgumentError("model", "packed layers", "dense ones: call smask.materialize(model) first")
     data = encode(model.state_dict(), recipe)
     container.write_atomic(Path(path), data, overwrite=overwrite)
@@ -204,7 +205,7 @@ def load(
     coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
     masks = masking.masks_of(coded) if trainable else {}
     bits = _to_pack(model, coded, packed)
-    modules.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
+    replacement.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
     tied = _tied_parameters(model)
     # What a packed layer holds is there already; the fit of all names was checked above.
     model.load_state_dict(dense_tensors(read, target, without=bits), strict=not bits, assign=True)
@@ -239,12 +240,12 @@ def _to_pack(model: nn.Module, coded: dict[str, CodedTensor], packed: bool | str
         raise ArgumentError("packed", packed, "True, False or 'auto'")
     if not packed:
         return {}
-    obstacles = modules.unpackable(model, coded)
+    obstacles = replacement.unpackable(model, coded)
     if packed == "auto":
         return {
             name: tensor
             for name, tensor in coded.items()
-            if name not in obstacles and tensor.n_weights >= modules.N_AUTO_WEIGHTS
+            if name not in obstacles and tensor.n_weights >= replacement.N_AUTO_WEIGHTS
         }
     if obstacles:
         name, reason = next(iter(obstacles.items()))
@@ -280,20 +281,3 @@ def _tied_parameters(model: nn.Module) -> list[list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return [group for group in names.values() if len(group) > 1]
-
-
-def check_fit(model: nn.Module, records: Sequence[Record]) -> None:
-    """Raises ArchitectureError with all differences between a module and the records of a file at once."""
-    want = {record.name: (tuple(record.shape), record.dtype) for record in records}
-    got = {
-        name: (tuple(tensor.shape), NAME_OF_DTYPE.get(tensor.dtype, "?")) for name, tensor in model.state_dict().items()
-    }
-    differences = [f"{name} is in the file but not in the model" for name in want if name not in got]
-    differences += [f"{name} is in the model but not in the file" for name in got if name not in want]
-    differences += [
-        f"{name} is {got[name][1]} {list(got[name][0])} in the model, {want[name][1]} {list(want[name][0])} in the file"
-        for name in want
-        if name in got and got[name] != want[name]
-    ]
-    if differences:
-        raise ArchitectureError(tuple(differences))

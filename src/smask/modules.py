@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import convolution, kernels, operators
-from .bases import SIGNS
 from .coded import CodedTensor
 from .convolution import Geometry
 from .errors import ArgumentError, UnsupportedError
 from .packing import PackedMatrix, dense_rows, pack, unpack
-from .recipe import attach, recipe_of
-
-# ``auto`` packs layers of at least as many weights: smaller ones are faster dense.
-N_AUTO_WEIGHTS = 1 << 20
 
 
 class PackedLayer(nn.Module):
@@ -40,7 +35,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", packed.scale)
         self.register_buffer("offset", packed.offset)
         self.n_columns = packed.n_columns
-        self.seed, self.form = seed, replace(coded, planes=(), flip=None, scale=torch.empty(0), offset=None)
+        self.seed, self.form = seed, _form(coded)
         self.signs: list[int] = operators.sign_numbers(packed.signs)
 
     def matrix(self) -> PackedMatrix:
@@ -54,6 +49,28 @@ class PackedLayer(nn.Module):
     def weight(self) -> Tensor:
         """The dense weights, on the device of the bits, bit for bit those of the file."""
         return dense_rows(self.matrix()).to(self.form.dtype).view(self.form.shape)
+
+    def packed(self, coded: CodedTensor, seed: int) -> PackedMatrix:
+        """Other weights, as this layer would hold them; raises what :func:`smask.packing.pack` raises."""
+        return pack(coded, seed, regenerate_signs=bool(self.signs))
+
+    @torch.no_grad()
+    def take(self, coded: CodedTensor, seed: int, packed: PackedMatrix) -> None:
+        """Holds other weights of the same shape, in the memory that it has where they are of the same form.
+
+        Args:
+            coded: Weights.
+            seed: Seed of the file.
+            packed: The same, of :meth:`packed`.
+        """
+        for name in ("planes", "scale", "offset"):
+            own, new = getattr(self, name), getattr(packed, name)
+            if own is not None and new is not None and own.shape == new.shape:
+                own.copy_(new)
+            else:
+                setattr(self, name, None if new is None else new.to(self.planes.device))
+        self.seed, self.form = seed, _form(coded)
+        self.signs = operators.sign_numbers(packed.signs)
 
     def _dense(self, layer: nn.Module, bias: Tensor | None = None) -> nn.Module:
         layer.weight = nn.Parameter(self.weight())
@@ -221,66 +238,8 @@ class PackedEmbedding(PackedLayer):
         return self._dense(layer)  # type: ignore[return-value]
 
 
-Packed: TypeAlias = PackedLinear | PackedConv2d | PackedEmbedding
-LAYERS: Mapping[type[nn.Module], Any] = {layer.kind: layer for layer in (PackedLinear, PackedConv2d, PackedEmbedding)}
-
-
-def unpackable(model: nn.Module, coded: Mapping[str, CodedTensor]) -> dict[str, str]:
-    """Coded tensors that no packed layer can hold, by name, and why."""
-    owners = {f"{path}.weight".lstrip("."): module for path, module in model.named_modules()}
-    return {name: reason for name in coded if (reason := _obstacle(owners.get(name), coded[name]))}
-
-
-def pack_layers(
-    model: nn.Module, coded: Mapping[str, CodedTensor], seed: int, *, regenerate_signs: bool = False
-) -> None:
-    """Replaces layers of a model by packed ones, in place.
-
-    Args:
-        model: Its coded weights may be on the ``meta`` device; biases are taken over.
-        coded: Weights to pack, by state-dict name, none of them :func:`unpackable`.
-        seed: Seed of the file.
-        regenerate_signs: Make signs anew at every call instead of holding them.
-    """
-    for name, tensor in coded.items():
-        path = name.removesuffix("weight").removesuffix(".")
-        layer = model.get_submodule(path)
-        packed = LAYERS[type(layer)].of(layer, tensor, seed, regenerate_signs=regenerate_signs)
-        model.set_submodule(path, packed.train(layer.training), strict=True)
-
-
-def materialize(model: nn.Module) -> nn.Module:
-    """Replaces all packed layers of a model by dense ones, in place; the model can be saved again afterwards.
-
-    Returns:
-        The model, or its dense replacement where the model itself is a packed layer.
-    """
-    packed = {path: module for path, module in model.named_modules() if isinstance(module, Packed)}
-    coded = {f"{path}.weight".lstrip("."): module.coded() for path, module in packed.items()}
-    for path, module in packed.items():
-        if not path:
-            return module.materialize()
-        model.set_submodule(path, module.materialize(), strict=True)
-    if packed:
-        recipe = recipe_of(model)
-        attach(model, replace(recipe, coded=dict(recipe.coded) | coded))
-    return model
-
-
-def _obstacle(layer: nn.Module | None, coded: CodedTensor) -> str:
-    if layer is None or type(layer) not in LAYERS:
-        return f"no packed layer for {'a tensor that is no weight' if layer is None else type(layer).__name__}"
-    if coded.base not in SIGNS:
-        return f"base {coded.base}"
-    if coded.origin is not None:
-        return "levels over another checkpoint"
-    if len(coded.planes) > 7:
-        return f"{len(coded.planes)} planes"
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        return f"padding mode {layer.padding_mode}"
-    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse):
-        return "an embedding with max_norm, scale_grad_by_freq or sparse"
-    return ""
+def _form(coded: CodedTensor) -> CodedTensor:
+    return replace(coded, planes=(), flip=None, scale=torch.empty(0), offset=None)
 
 
 def _parameter(bias: Tensor | None) -> nn.Parameter | None:

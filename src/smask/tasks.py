@@ -7,10 +7,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from . import codec, groups, integrity, modules, packs, sources
+from . import codec, groups, integrity, packs, replacement, sources
 from .container import Limits
 from .contents import Contents, contents_of, dense_tensors
-from .errors import ArgumentError, IntegrityError
+from .errors import ArgumentError, IntegrityError, UnsupportedError
+from .fit import check_fit
+from .modules import PackedLayer
+from .packing import PackedMatrix
 from .parts import parts_of
 from .prefixes import Cut
 from .recipe import attach
@@ -64,31 +67,38 @@ class Tasks:
         """Puts a task into a model of another one: into the memory that its tensors have, on the device they are on.
 
         The model then carries the recipe of the task, so that it can be saved, and is what :meth:`load` gives, to the
-        bit. A file that is damaged is refused before anything is changed.
+        bit. Packed layers stay packed, in the same memory where a task has as many planes and scales as the other. A
+        file that is damaged is refused before anything is changed.
 
         Args:
-            model: Of the architecture of the task, dense.
+            model: Of the architecture of the task, dense or packed.
             task: Which task.
 
         Raises:
-            ArgumentError: No task of the file, or a model with packed layers.
+            ArgumentError: No task of the file, or weights of more planes than a packed layer holds.
+            UnsupportedError: Weights of the task that no packed layer holds, where the model has one.
             ArchitectureError: Names, shapes or dtypes of the model are not those of the task.
             FormatError, UnsupportedError, LimitError, IntegrityError, BaseError: As :func:`smask.decode`.
         """
-        if any(isinstance(module, modules.PackedLayer) for module in model.modules()):
-            raise ArgumentError("model", "packed layers", "dense ones: load(..., packed=True) makes another model")
         described = self._opened.manifest
-        codec.check_fit(model, groups.records_of(described, task))
-        read = self._contents(task)
-        for name, tensor in model.state_dict().items():
+        check_fit(model, groups.records_of(described, task))
+        read, layers = self._contents(task), replacement.packed_layers(model)
+        bits = {name: self._bits_of(read, name, layer) for name, layer in layers.items()}
+        state = model.state_dict()
+        for name in read.names:
             first = read.same.get(name, name)
+            if name in layers:
+                layers[name].take(read.coded[first], read.seed, bits[name])
+                continue
+            tensor = state[name]
             if first in read.plain:
                 tensor.copy_(read.plain[first])
             elif tensor.is_contiguous():
                 reconstruct(read.coded[first], read.seed, out=tensor)
             else:
                 tensor.copy_(reconstruct(read.coded[first], read.seed, device=tensor.device))
-        attach(model, codec.recipe_for(described, task, read.coded, self._base))
+        dense = {name: coded for name, coded in read.coded.items() if name not in layers}
+        attach(model, codec.recipe_for(described, task, dense, self._base))
 
     def extract(self, task: str) -> bytes:
         """The file of one model that :func:`smask.pack` was given for a task.
@@ -102,6 +112,13 @@ class Tasks:
         if not digest.startswith(want):
             raise IntegrityError(f"regenerated tensors of task {task!r}", digest, want)
         return packs.single(self._opened, task, digest)
+
+    def _bits_of(self, read: Contents, name: str, layer: PackedLayer) -> PackedMatrix:
+        coded = read.coded.get(read.same.get(name, name))
+        if coded is None:
+            want = ("a task with planes here", "smask.materialize(model) before")
+            raise UnsupportedError(f"packed layer of {name!r}", "weights without planes", want)
+        return layer.packed(coded, read.seed)
 
     def _contents(self, task: str) -> Contents:
         number = groups.number_of(self._opened.manifest, task)
