@@ -229,7 +229,7 @@ def test_what_cannot_be(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path
         (trained, {"bits": 3, "calibrate": inputs, "refine": -1}, "refine"),
         (trained, {"bits": 3, "calibrate": inputs[:0]}, "calibrate"),
         (trained, {"bits": 3, "calibrate": inputs * float("nan")}, "calibrate"),
-        (trained, {"bits": 3, "calibrate": inputs, "base": state}, "base"),
+        (trained, {"bits": 3, "calibrate": inputs, "base": state}, "calibrate"),  # nothing is left to be rounded
         (trained, {"bits": 3, "model": trained}, "model"),
     ):
         with pytest.raises(ArgumentError) as caught:
@@ -284,6 +284,45 @@ def test_command(trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([*command, "--samples", "0", "--force"]) == 2
     assert main([*command[:6], "--calibrate", "digits", "--force"]) == 2
     assert "--arch" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tuned(trained: nn.Module) -> nn.Module:
+    """The net fine-tuned for digits that are a pixel further, its first layer left as it was."""
+    data = digits()
+    x, y = data.inputs(data.x_train).roll(1, 3), data.y_train
+    net = copy.deepcopy(trained).train()
+    net[0].requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for _ in range(4):
+            for index in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(net(x[index]), y[index]).backward()
+                optimizer.step()
+    return net.eval()
+
+
+def test_over_a_base_with_inputs(
+    trained: nn.Module, tuned: nn.Module, inputs: torch.Tensor, tmp_path: Path
+) -> None:  # fmt: skip
+    """A fine-tuned net as a difference: at the same bytes inputs keep more of it, and what the base gives stays."""
+    base, x, far, size = trained.state_dict(), inputs.roll(1, 3), {}, 2000
+    for name, more in (
+        ("without", {}), ("rounded", {"calibrate": x}), ("refined", {"calibrate": x, "refine": 8}),
+    ):  # fmt: skip
+        out = tmp_path / f"{name}.smask"
+        report = convert_checkpoint(tuned, out, target_size=size, base=base, arch=ARCH, **more)  # type: ignore[arg-type]
+        assert report.n_bytes <= size
+        assert smask.verify(out, base=base).same
+        stored = {tensor.name: tensor.stored_as for tensor in report.tensors}
+        assert stored["0.weight"] == "base"
+        assert stored["3.weight"].startswith("base + ")
+        assert torch.equal(smask.decode(out, base=base)["0.weight"], base["0.weight"])
+        with torch.no_grad():
+            far[name] = float(divergence(smask.load(out, base=base)(x), tuned(x)))
+    assert far["refined"] < far["rounded"] < far["without"] / 2
 
 
 def test_layers_without_a_norm_keep_their_length(

@@ -26,6 +26,7 @@ examples:
   smask convert large.safetensors -o smallest.smask --bits 3 --range-coding
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --lossless
   smask convert tuned.pt -o tuned.smask --base pretrained.safetensors --max-error 0.005
+  smask convert tuned.pt -o tuned.smask --base pretrained.pt --target-size 20kB --arch resnet20 --calibrate mine.npz
   smask convert folder/of/a/hugging-face-model -o model.smask --lossless --json
   smask decode model.smask -o model.safetensors      tensors for other software
 

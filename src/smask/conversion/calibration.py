@@ -27,6 +27,7 @@ from .goals import Goal
 from .inputs import Inputs
 from .leveling import Leveled, leveled, windows
 from .lossy import LossyModel, Pass
+from .overlay import Overlay
 from .plan import grid
 from .refinement import N_BATCH, Refinement
 from .report import Rivals
@@ -71,12 +72,13 @@ class CalibratedSearch:
     def __init__(
         self, checkpoint: Checkpoint, goal: Goal, rivals: Rivals, spool: Callable[[], BinaryIO],
         progress: Callable[[Entry], None], arch: Mapping[str, Any], meta: Mapping[str, str], *,
-        calibration: Calibration, ranged: bool | None = None, folds: Mapping[str, float] | None = None,
+        calibration: Calibration, overlay: Overlay | None = None, ranged: bool | None = None,
+        folds: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
         if goal.n_bytes is None:
             raise ArgumentError("max_error", goal.error, "target_size or bits beside calibrate, which moves weights")
         self._limit, self._spool, self._progress, self._arch, self._meta = goal.n_bytes, spool, progress, arch, meta
-        self._lossy = LossyModel(checkpoint, rivals.take, ranged=ranged, folds=folds)
+        self._lossy = LossyModel(checkpoint, rivals.take, overlay, ranged=ranged, folds=folds)
         self._calibration = calibration
         self._inputs = Inputs(calibration.inputs, seed=SEED)
         self._check_fit()
@@ -85,8 +87,18 @@ class CalibratedSearch:
         self._dtypes = {entry.name: checkpoint.read(entry.name).dtype for entry in checkpoint.entries}
         parameters = dict(calibration.model.named_parameters())
         self._names = [name for name in self._lossy.names if name in parameters]
+        self._near = {name: near for name in self._names if (near := self._lossy.near(name)) is not None}
+        self._base_digest = overlay.base.digest if overlay else None
+        # What is as the base has it costs nothing as long as it is not trained.
+        self._still = {
+            name
+            for name in parameters
+            if overlay and name in self._dtypes and overlay.gives(name, checkpoint.read(name))
+        }
         if not self._names:
-            raise ArgumentError("calibrate", "no weight matrix of the model is in the checkpoint", "the same names")
+            kept = "the base gives all weight matrices to the bit", "no inputs: nothing is rounded"
+            none = "no weight matrix of the model is in the checkpoint", "the same names"
+            raise ArgumentError("calibrate", *(kept if self._still else none))
         self._feedback: dict[str, list[Feedback]] = {}
         self._moments: dict[str, Moments] = {}
 
@@ -104,7 +116,7 @@ class CalibratedSearch:
         Raises:
             TargetError: No file of the checkpoint is so small.
         """
-        refinement = Refinement(self._calibration.model, self._names, self._inputs)
+        refinement = Refinement(self._calibration.model, self._names, self._inputs, near=self._near, still=self._still)
         step = refinement.step_of(self._limit)
         if self._calibration.epochs:
             # What is beside the planes comes from a file; planes alone are what the training keeps the size of.
@@ -193,16 +205,15 @@ class CalibratedSearch:
 
     def _rounded(self, refinement: Refinement, step: float) -> dict[str, Leveled]:
         rounded = refinement.leveled(step, self._dtypes)
-        weights = dict(refinement.student.named_parameters())
-        rules = refinement.rules(step)
+        parameters, rules = dict(refinement.student.named_parameters()), refinement.rules(step)
         for name, feedbacks in self._feedback.items():
             rule, own = rules[name]
-            scaled = windows(weights[name])
+            scaled = windows(refinement.away(name))
             scaled /= np.float32(own)
-            rows = scaled.reshape(weights[name].shape[0], -1)
+            rows = scaled.reshape(parameters[name].shape[0], -1)
             levels = levels_fed_back(rows, feedbacks, rule).reshape(scaled.shape)
-            weight = weights[name].detach().to(self._dtypes[name])
-            found = leveled(weight, scaled, levels, own)
+            weight = parameters[name].detach().to(self._dtypes[name])
+            found = leveled(weight, scaled, levels, own, self._near.get(name))
             rounded[name] = self._lossy.raised(name, found, weight, self._moments[name])
         return rounded
 
@@ -218,4 +229,4 @@ class CalibratedSearch:
         return self._lossy.draft(step, spool, self._progress, given={**floats, **rounded}), spool
 
     def _cost(self, done: Pass) -> int:
-        return done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta)
+        return done.draft.n_bytes(arch=self._arch, seed=0, meta=self._meta, base_digest=self._base_digest)

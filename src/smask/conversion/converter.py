@@ -71,7 +71,8 @@ def convert_checkpoint(
         max_error: Goal: largest Euclidean length of the difference over that of the weights, all matrices together.
         base: Checkpoint to store over, or a ``.smask`` file; decoding then needs it. A tensor becomes a mask of the one
             of the same name and shape, a difference, or nothing; where that does not pay it is stored as without.
-        calibrate: Inputs [N, ...] as the network takes them, without labels; two thousand are plenty.
+        calibrate: Inputs [N, ...] as the network takes them, without labels; two thousand are plenty. Over a base,
+            differences from it are rounded and trained; what is that of the base stays so.
         refine: Passes over these inputs in which weights are trained under their rounding.
         model: The network, where neither ``source`` is one nor ``arch`` says what it is; needed for ``calibrate`` and
             ``fold_norms``.
@@ -108,8 +109,6 @@ def convert_checkpoint(
         raise ArgumentError("fold_norms", True, f"no base beside it, and one of {', '.join(goals)}")
     if refine < 0:
         raise ArgumentError("refine", refine, "at least 0")
-    if calibrate is not None and base is not None:
-        raise ArgumentError("base", "a base", "none beside calibrate, which moves weights away from it")
     if calibrate is not None and bits is None and target_size is None:
         raise ArgumentError("calibrate", "inputs", "target_size or bits beside it")
     path = Path(out)
@@ -165,7 +164,7 @@ def convert_checkpoint(
                 calibration = Calibration(network.float(), calibrate, refine, trained)
                 search = CalibratedSearch(
                     checkpoint, goal, rivals, spool, report_progress, wrapped, texts, calibration=calibration,
-                    ranged=range_coding, folds=folds,
+                    overlay=overlay, ranged=range_coding, folds=folds,
                 )  # fmt: skip
             lossy = search.run()
             draft = lossy.draft

@@ -171,6 +171,10 @@ class LossyModel:
         """Tensors that are rounded, those that repeat another left out."""
         return tuple(self._scanned)
 
+    def near(self, name: str) -> tuple[str, Tensor] | None:
+        """Name and tensor of the base of which a tensor is rounded as a difference."""
+        return self._near(name, self._checkpoint.read(name).cpu())
+
     def draft(
         self, plan: float | Plan, spool: BinaryIO, progress: Callable[[Entry], None], *,
         given: Mapping[str, Leveled | Tensor] | None = None,

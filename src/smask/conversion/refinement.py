@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -55,14 +55,19 @@ class Refinement:
         teacher: The given network in float32; stays as it is.
         names: Its parameters that are coded.
         inputs: What it is taught on.
+        near: Names and tensors of a base, by parameter: of these the difference from that is rounded.
+        still: Parameters that stay as they are.
 
     Attributes:
         student: The copy in training; its parameters in ``names`` are the weights behind the rounding.
         loss: Running mean of the distance from the teacher.
     """
 
-    def __init__(self, teacher: nn.Module, names: Sequence[str], inputs: Inputs) -> None:
-        self._names, self._inputs = tuple(names), inputs
+    def __init__(
+        self, teacher: nn.Module, names: Sequence[str], inputs: Inputs, *,
+        near: Mapping[str, tuple[str, Tensor]] | None = None, still: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self._names, self._inputs, self._near, self._still = tuple(names), inputs, near or {}, still
         self._statistics = Statistics(teacher, inputs.all())
         # Both go by the same batches, so that nothing but rounding is between them.
         self._teacher, self.student = live(copy.deepcopy(teacher)), live(copy.deepcopy(teacher))
@@ -82,8 +87,8 @@ class Refinement:
         Raises:
             DivergedError: The loss is not finite.
         """
-        for parameter in self.student.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(parameter.is_floating_point() and name not in self._still)
         # The rate of a weight goes by its step, so that each has its own group; last the one of norms and biases.
         floats = [value for name, value in self._parameters.items() if name not in self._names and value.requires_grad]
         parts = [[self._parameters[name]] for name in self._names] + [floats]
@@ -146,12 +151,18 @@ class Refinement:
         """The weights as they are now, rounded at a step."""
         found = {}
         for name, (rule, own) in self.rules(step).items():
-            weights = self._parameters[name].detach()
-            signed = self._levels(name, rule, own) * weights.sign().to(torch.int32)
-            scaled = windows(weights) / np.float32(own)
+            away = self.away(name)
+            signed = self._levels(name, rule, own) * away.sign().to(torch.int32)
+            scaled = windows(away) / np.float32(own)
             levels = signed.numpy().reshape(scaled.shape).astype(np.int32)
-            found[name] = leveled(weights.to(dtypes[name]), scaled, levels, own)
+            weights = self._parameters[name].detach().to(dtypes[name])
+            found[name] = leveled(weights, scaled, levels, own, self._near.get(name))
         return found
+
+    def away(self, name: str) -> Tensor:
+        """What is rounded of a parameter: its weights, or their difference from the base."""
+        weights, near = self._parameters[name].detach(), self._near.get(name)
+        return weights if near is None else weights - near[1].float()
 
     def follow(self, weights: Mapping[str, Tensor]) -> None:
         """Gives batch norms the statistics that follow from weights, by name, in place of those behind the rounding."""
@@ -174,21 +185,21 @@ class Refinement:
     def _look(self) -> None:
         """Takes samples of the weights as they are now."""
         for name in self._names:
-            magnitudes = self._parameters[name].detach().abs().reshape(-1).numpy()
+            magnitudes = self.away(name).abs().reshape(-1).numpy()
             sample = magnitudes[:: len(magnitudes) // N_SAMPLE | 1]
             self._spectra[name] = Spectrum.of(sample), len(magnitudes) / len(sample)
 
     def _levels(self, name: str, rule: Rule, step: float) -> Tensor:
         """Levels of the magnitudes, int32."""
-        scaled = self._parameters[name].detach().abs().contiguous() / step
+        scaled = self.away(name).abs().contiguous() / step
         return torch.bucketize(scaled, torch.from_numpy(rule.edges), right=True, out_int32=True)
 
     def _rounded(self, rules: Mapping[str, tuple[Rule, float]]) -> dict[str, Tensor]:
         found = {}
         for name, (rule, step) in rules.items():
-            weights, levels = self._parameters[name], self._levels(name, rule, step)
-            values = torch.where(levels > 0, levels - rule.offset, 0.0) * step * weights.detach().sign()
-            found[name] = weights + (values - weights).detach()
+            weights, away, levels = self._parameters[name], self.away(name), self._levels(name, rule, step)
+            values = torch.where(levels > 0, levels - rule.offset, 0.0) * step * away.sign()
+            found[name] = weights + (values - away)
         return found
 
     def _charge(self, rules: Mapping[str, tuple[Rule, float]], price: float) -> None:
@@ -197,7 +208,8 @@ class Refinement:
             weights = self._parameters[name]
             if not len(rule.gains) or weights.grad is None:
                 continue
-            scaled = weights.detach().abs() / step
+            away = self.away(name)
+            scaled = away.abs() / step
             lower = scaled.clamp_(max=len(rule.gains) - 1).to(torch.int64)
             slope = torch.from_numpy(rule.gains)[lower] * (price / step)
-            weights.grad.add_(slope.mul_(weights.detach().sign()))
+            weights.grad.add_(slope.mul_(away.sign()))
