@@ -173,7 +173,7 @@ def test_norms_that_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_given_values_are_folded_too(trained: nn.Module) -> None:
     checkpoint, given = open_checkpoint(trained), {"1.running_mean": torch.full((16,), 3.0)}
-    norms = BatchNorms(checkpoint, {}, {"1": 1e-5}, given)
+    norms = BatchNorms(checkpoint, {}, {"1": 1e-5}, given, lambda *_: False)
     state = trained.state_dict()
     got = {name: norms.value(name, lambda layer: pytest.fail(layer)) for name in state}
     assert {name for name, value in got.items() if value is not None} == {f"1.{part}" for part in PARTS}
@@ -198,6 +198,31 @@ def test_with_inputs(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, r
     assert right(smask.load(tmp_path / "m.smask")) > 0.85
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+@torch.no_grad()
+def test_over_a_base(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, calibrated: bool) -> None:
+    """Norms that the base gives stay as they are, which costs nothing; others are folded and no differences from it."""
+    base, chance = trained.state_dict(), torch.Generator().manual_seed(3)
+    tuned = copy.deepcopy(trained)
+    for name, tensor in tuned.state_dict().items():
+        if name.startswith(("3.", "4.")) and tensor.is_floating_point():
+            tensor.mul_(1 + 0.2 * torch.rand(tensor.shape, generator=chance))
+    more = {"calibrate": inputs} if calibrated else {}
+    sizes = {}
+    for folds in (False, True):
+        out = tmp_path / f"{folds}.smask"
+        report = convert_checkpoint(tuned, out, bits=2, base=base, arch=ARCH, fold_norms=folds, **more)  # type: ignore[arg-type]
+        assert report.folded == (("4",) if folds else ())
+        stored = {tensor.name: tensor.stored_as for tensor in report.tensors}
+        assert stored["1.running_mean"] == stored["1.weight"] == "base"
+        assert (stored["4.running_mean"] == "shared") == folds
+        assert smask.verify(out, base=base).same
+        sizes[folds] = sum(tensor.n_bytes for tensor in report.tensors if tensor.name.startswith("4."))
+    assert sizes[True] < sizes[False]
+    want, got = tuned(inputs), smask.load(tmp_path / "True.smask", base=base)(inputs)
+    assert float((got - want).norm() / want.norm()) < 0.2
+
+
 def test_a_folded_checkpoint_is_refined(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
     """In training norms go by each batch: weights that stand for statistics would be wrong by a factor there."""
     state = trained.state_dict() | folded(trained)
@@ -214,7 +239,7 @@ def test_a_folded_checkpoint_is_refined(trained: nn.Module, inputs: torch.Tensor
 def test_refusals(trained: nn.Module, tmp_path: Path) -> None:
     state, out = trained.state_dict(), tmp_path / "m.smask"
     for source, wrong in (
-        (trained, {}), (trained, {"lossless": True}), (trained, {"bits": 3, "base": state}), (state, {"bits": 3}),
+        (trained, {}), (trained, {"lossless": True}), (trained, {"base": state}), (state, {"bits": 3}),
     ):  # fmt: skip
         with pytest.raises(ArgumentError) as caught:
             convert_checkpoint(source, out, fold_norms=True, **wrong)  # type: ignore[arg-type]

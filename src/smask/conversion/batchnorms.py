@@ -21,17 +21,20 @@ class BatchNorms:
         layers: Names of weights, each with the path of the norm whose statistics are moved with it.
         folds: Paths of the norms that are folded, with the epsilons of their variances.
         given: Values in place of those of the checkpoint, by name.
+        of_base: Whether the base gives a tensor under a name; norms of which it gives all cost nothing as they are.
 
     Attributes:
         moved: Norms whose statistics were moved.
         folded: Norms whose statistics went into weights and biases.
+        folded_names: State-dict names of their parts.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, layers: Mapping[str, str], folds: Mapping[str, float],
-        given: Mapping[str, Tensor],
+        given: Mapping[str, Tensor], of_base: Callable[[str, Tensor], bool],
     ) -> None:  # fmt: skip
         self._checkpoint, self._layers, self._folds, self._given = checkpoint, layers, folds, given
+        self._of_base = of_base
         self._layer_of = {norm: layer for layer, norm in layers.items()}
         self._norm_of = {name: norm for norm in folds for name in names_of(norm)}
         self._norm_of |= {name: norm for norm in self._layer_of for name in _statistics_of(norm)}
@@ -39,6 +42,7 @@ class BatchNorms:
         self._values: dict[str, Tensor] = {}
         self.moved: list[str] = []
         self.folded: list[str] = []
+        self.folded_names: set[str] = set()
 
     def take(self, layer: str, rounded: Tensor) -> None:
         """Remembers a rounded layer until its norm is asked for."""
@@ -65,10 +69,13 @@ class BatchNorms:
     def _folded(self, norm: str, statistics: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         names = names_of(norm)
         parts = [statistics[name] if name in statistics else self._own(name) for name in names]
+        if all(map(self._of_base, names, parts)):
+            return
         values = fold(parts, self._folds[norm])
         # A variance below zero, or a factor that its dtype does not hold: such a norm is stored as it is.
         if all(bool(value.isfinite().all()) for value in values):
             self.folded.append(norm)
+            self.folded_names |= {*names}
             yield from zip(names, values, strict=True)
 
     def _own(self, name: str) -> Tensor:

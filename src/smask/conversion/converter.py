@@ -105,8 +105,8 @@ def convert_checkpoint(
         raise ArgumentError("lossless", lossless, f"none of {', '.join(goals)} beside it")
     if calibrate is None and (refine or (model is not None and not fold_norms)):
         raise ArgumentError("refine" if refine else "model", refine or type(model).__name__, "calibrate beside it")
-    if fold_norms and (base is not None or all(value is None for value in goals.values())):
-        raise ArgumentError("fold_norms", True, f"no base beside it, and one of {', '.join(goals)}")
+    if fold_norms and all(value is None for value in goals.values()):
+        raise ArgumentError("fold_norms", True, f"one of {', '.join(goals)} beside it")
     if refine < 0:
         raise ArgumentError("refine", refine, "at least 0")
     if calibrate is not None and bits is None and target_size is None:

@@ -193,7 +193,7 @@ class LossyModel:
         moves = {layer: norm for layer, norm in self._norms.items() if given is None and layer not in self._kept}
         given = given or {}
         values = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        norms = BatchNorms(self._checkpoint, moves, self._folds, values)
+        norms = BatchNorms(self._checkpoint, moves, self._folds, values, self._is_of_base)
         done.moved, done.folded = norms.moved, norms.folded
 
         def rounded_of(layer: str) -> Tensor:
@@ -208,7 +208,9 @@ class LossyModel:
                 done.draft.add(entry.name, tensor + 0.0, self._over(entry))
             elif not is_coded(tensor):
                 tensor = known if isinstance(known, Tensor) else tensor
-                done.draft.add(entry.name, *self._narrowed(entry, tensor, plan))
+                # One number that stands for two is far from either of the base.
+                over = None if entry.name in norms.folded_names else self._over(entry)
+                done.draft.add(entry.name, *self._narrowed(entry, tensor, plan, over))
             else:
                 rounded = known if isinstance(known, Leveled) else self._leveled(first, tensor, plan)
                 if first != entry.name:
@@ -228,6 +230,9 @@ class LossyModel:
     def _over(self, entry: Entry) -> tuple[str, Tensor] | None:
         return None if self._overlay is None else self._overlay.over(entry.name, entry.shape, entry.dtype)
 
+    def _is_of_base(self, name: str, tensor: Tensor) -> bool:
+        return self._overlay is not None and self._overlay.gives(name, tensor)
+
     def _mantissa(self, step: float) -> int:
         """Bits after the leading one that small floats keep."""
         if not self.coded:
@@ -235,9 +240,10 @@ class LossyModel:
         error = self.estimate(2.0 ** (round(math.log2(step) * PER_OCTAVE) / PER_OCTAVE))[1]
         return min(52, max(3, math.ceil(math.log2(EXACTER / max(error, 2.0**-40))) - 1))
 
-    def _narrowed(self, entry: Entry, tensor: Tensor, plan: Plan) -> tuple[Tensor, tuple[str, Tensor] | None]:
+    def _narrowed(
+        self, entry: Entry, tensor: Tensor, plan: Plan, found: tuple[str, Tensor] | None
+    ) -> tuple[Tensor, tuple[str, Tensor] | None]:
         """The values to be stored of a small tensor and what they may be over: the base's where those are as near."""
-        found = self._over(entry)
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor, found
         cuts = plan.cut(self._starts[entry.name], tensor.numel(), 1)

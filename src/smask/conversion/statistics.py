@@ -46,7 +46,7 @@ class Statistics:
             (given_mean, given_variance), (before, spread) = self._remembered[name], self._measured[name]
             after, width = measured[name]
             factor = (width / spread).nan_to_num(1.0).clamp(1 / LARGEST_MOVE, LARGEST_MOVE)
-            mean.copy_(given_mean + after - before)
+            mean.copy_(given_mean + (after - before))
             variance.copy_(given_variance * factor)
 
     @torch.no_grad()
