@@ -189,13 +189,16 @@ def test_given_values_are_folded_too(trained: nn.Module) -> None:
 
 @pytest.mark.parametrize("refine", [0, 3])
 def test_with_inputs(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
-    report = convert_checkpoint(
-        trained, tmp_path / "m.smask", target_size=1700, arch=ARCH, calibrate=inputs, refine=refine, fold_norms=True
-    )
-    assert report.n_bytes <= 1700
-    assert (report.folded, report.moved) == (NORMS, ())
-    assert all(is_folded(smask.decode(tmp_path / "m.smask"), norm) for norm in NORMS)
-    assert right(smask.load(tmp_path / "m.smask")) > 0.85
+    for fold_norms in (None, False):  # by default what is made to run alone is only run
+        report = convert_checkpoint(
+            trained, tmp_path / "m.smask", target_size=1700, arch=ARCH, calibrate=inputs, refine=refine,
+            fold_norms=fold_norms, overwrite=True,
+        )  # fmt: skip
+        assert report.n_bytes <= 1700
+        assert (report.folded, report.moved) == (() if fold_norms is False else NORMS, ())
+        decoded = smask.decode(tmp_path / "m.smask")
+        assert all(is_folded(decoded, norm) == (fold_norms is None) for norm in NORMS)
+        assert right(smask.load(tmp_path / "m.smask")) > 0.85
 
 
 @pytest.mark.parametrize("calibrated", [False, True])

@@ -19,7 +19,7 @@ examples:
   smask convert resnet20.th -o resnet20.smask --bits 3 --arch resnet20 --mean 0.485,0.456,0.406 \\
       --std 0.229,0.224,0.225 --eval cifar10.npz
   smask convert resnet20.th -o small.smask --target-size 40kB --arch resnet20 --mean 0.485,0.456,0.406 \\
-      --std 0.229,0.224,0.225 --calibrate cifar10.npz --refine 40 --fold-norms
+      --std 0.229,0.224,0.225 --calibrate cifar10.npz --refine 40
   smask convert photos.pt -o photos.smask --bits 3 --arch conv4.json --calibrate photos/ --eval photos/
   smask convert gpt.pt -o gpt.smask --bits 2 --arch gpt:4x128x4 --calibrate book.txt --tokens bytes
   smask convert checkpoint.pt -o model.smask --lossless --key model_ema
@@ -36,8 +36,9 @@ reads .safetensors, a *.index.json with its shards, a folder with either, and wh
 With --calibrate every layer is rounded for the inputs that it sees, and statistics of batch norms follow; --refine then
 trains the weights under their own rounding to give the outputs of the original, for a few minutes. Labels are not used.
 
-With --fold-norms weights and biases of batch norms make up for their statistics, which are 0 and 1 then: 4 % fewer
-bytes at 30 kB of a ResNet-20, 2 % at 72 kB. Before it trains such a net on, "smask train" measures them again.
+With --fold-norms, and by default with --calibrate, weights and biases of batch norms make up for their statistics,
+which are 0 and 1 then: 4 % fewer bytes at 30 kB of a ResNet-20, 2 % at 72 kB. Before it trains such a net on,
+"smask train" measures them again.
 
 With --base a tensor becomes a mask of that of the same name and shape there, a difference from it, or nothing at all;
 one that is not there, or is farther from it than from zero, is stored as without. The error stays that over the length
@@ -77,8 +78,9 @@ def add(commands: Any) -> None:
         help="planes 3 to 6 %% smaller that decode more slowly (default: in models of up to 4 million weights)",
     )  # fmt: skip
     option(
-        "--fold-norms", action="store_true", help="with --arch: batch norms without statistics, for nets that only run"
-    )
+        "--fold-norms", action=argparse.BooleanOptionalAction,
+        help="with --arch: batch norms without statistics, for nets that only run (default: with --calibrate)",
+    )  # fmt: skip
     option("--key", metavar="K", help="where a nested checkpoint has its tensors (default: found if there is no doubt)")
     option("--meta", action="append", default=[], metavar="KEY=TEXT", help="free text to keep; may be repeated")
     option("--force", action="store_true", help="overwrite an existing file")

@@ -45,7 +45,7 @@ def convert_checkpoint(
     model: nn.Module | None = None,
     arch: Mapping[str, Any] | None = None,
     range_coding: bool | None = None,
-    fold_norms: bool = False,
+    fold_norms: bool | None = None,
     key: str | None = None,
     meta: Mapping[str, str] | None = None,
     overwrite: bool = False,
@@ -82,7 +82,8 @@ def convert_checkpoint(
             million weights, which take a second or so.
         fold_norms: Whether batch norms are stored without statistics, as one factor and one term a channel: the network
             gives what it would with them, in fewer bytes, but the decoded tensors of norms are others. Before such
-            a network is trained on, its statistics are measured again, as ``smask train`` and ``--start`` do.
+            a network is trained on, its statistics are measured again, as ``smask train`` and ``--start`` do. By
+            default where there are inputs.
         key: Name under which a nested checkpoint holds the wanted tensors.
         meta: Free text to keep, beside what the checkpoint carries.
         overwrite: Whether an existing file may be replaced.
@@ -105,7 +106,8 @@ def convert_checkpoint(
         raise ArgumentError("lossless", lossless, f"none of {', '.join(goals)} beside it")
     if calibrate is None and (refine or (model is not None and not fold_norms)):
         raise ArgumentError("refine" if refine else "model", refine or type(model).__name__, "calibrate beside it")
-    if fold_norms and all(value is None for value in goals.values()):
+    fold_norms = calibrate is not None if fold_norms is None else fold_norms
+    if fold_norms and calibrate is None and all(value is None for value in goals.values()):
         raise ArgumentError("fold_norms", True, f"one of {', '.join(goals)} beside it")
     if refine < 0:
         raise ArgumentError("refine", refine, "at least 0")
