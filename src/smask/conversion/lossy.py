@@ -185,7 +185,7 @@ class LossyModel:
             plan: Steps.
             spool: Takes coded sections.
             progress: Called after each tensor.
-            given: Tensors that are rounded already, and others with new values; batch norms are then left alone.
+            given: Tensors that are rounded already, and others with new values; no batch norm is then moved.
         """
         plan = plan if isinstance(plan, Plan) else Plan(((self.n_elements, plan),))
         draft = Draft(spool, n_weights=self.n_elements, ranged=self._ranged, thorough=False)
