@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import smask
@@ -72,3 +73,46 @@ def found(digits_data: Dataset) -> torch.nn.Module:
 def without_masks(recipe: Recipe) -> Recipe:
     """The recipe of the same weights stored as values."""
     return Recipe(recipe.seed, {}, recipe.arch)
+
+
+NORMED = {
+    "input": [1, 8, 8],
+    "layers": [
+        {"op": "conv2d", "inputs": 1, "outputs": 16, "kernel": 3, "padding": 1, "bias": False},
+        {"op": "batch-norm-2d", "features": 16}, "relu",
+        {"op": "conv2d", "inputs": 16, "outputs": 32, "kernel": 3, "stride": 2, "bias": False},
+        {"op": "batch-norm-2d", "features": 32}, "relu", "flatten",
+        {"op": "linear", "inputs": 288, "outputs": 10},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def normed_net() -> nn.Module:
+    """A small network with batch norms that knows its digits."""
+    data = digits()
+    x, y = data.inputs(data.x_train), data.y_train
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = architectures.build(NORMED)
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        for _ in range(8):
+            for index in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[index]), y[index]).backward()
+                optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def inputs() -> torch.Tensor:
+    """Digits as a net takes them, [600, 1, 8, 8]."""
+    data = digits()
+    return data.inputs(data.x_train[:600])
+
+
+def right(model: nn.Module) -> float:
+    """The part of the test digits that a model is right on."""
+    data = digits()
+    with torch.no_grad():
+        return float((model.eval()(data.inputs(data.x_test)).argmax(1) == data.y_test).float().mean())

@@ -7,58 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import smask
+from conftest import NORMED, right
 from smask import architectures
 from smask.checkpoints import open_checkpoint
 from smask.cli.main import main
 from smask.conversion.batchnorms import BatchNorms
 from smask.conversion.converter import convert_checkpoint
 from smask.errors import ArchitectureError, ArgumentError
-from smask.search.data import digits
 from smask.search.statistics import PARTS, folded
 
-ARCH = {
-    "input": [1, 8, 8],
-    "layers": [
-        {"op": "conv2d", "inputs": 1, "outputs": 16, "kernel": 3, "padding": 1, "bias": False},
-        {"op": "batch-norm-2d", "features": 16}, "relu",
-        {"op": "conv2d", "inputs": 16, "outputs": 32, "kernel": 3, "stride": 2, "bias": False},
-        {"op": "batch-norm-2d", "features": 32}, "relu", "flatten",
-        {"op": "linear", "inputs": 288, "outputs": 10},
-    ],
-}  # fmt: skip
 NORMS = ("1", "4")
-
-
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    data = digits()
-    x, y = data.inputs(data.x_train), data.y_train
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = architectures.build(ARCH)
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-        for _ in range(6):
-            for index in torch.randperm(len(x)).split(64):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[index]), y[index]).backward()
-                optimizer.step()
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> torch.Tensor:
-    data = digits()
-    return data.inputs(data.x_train[:600])
-
-
-def right(model: nn.Module) -> float:
-    data = digits()
-    with torch.no_grad():
-        return float((model.eval()(data.inputs(data.x_test)).argmax(1) == data.y_test).float().mean())
 
 
 def is_folded(state: dict[str, torch.Tensor], norm: str) -> bool:
@@ -68,38 +29,38 @@ def is_folded(state: dict[str, torch.Tensor], norm: str) -> bool:
 
 @torch.no_grad()
 def test_a_folded_file_gives_the_same_in_fewer_bytes(
-    trained: nn.Module, inputs: torch.Tensor, tmp_path: Path
+    normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path
 ) -> None:  # fmt: skip
-    plain = convert_checkpoint(trained, tmp_path / "plain.smask", max_error=0.01, arch=ARCH)
-    report = convert_checkpoint(trained, tmp_path / "m.smask", max_error=0.01, arch=ARCH, fold_norms=True)
+    plain = convert_checkpoint(normed_net, tmp_path / "plain.smask", max_error=0.01, arch=NORMED)
+    report = convert_checkpoint(normed_net, tmp_path / "m.smask", max_error=0.01, arch=NORMED, fold_norms=True)
     assert (plain.folded, report.folded) == ((), NORMS)
     assert report.moved == plain.moved
     assert (report.step, report.error) == (plain.step, plain.error)
     assert report.n_bytes < plain.n_bytes
     state = smask.decode(tmp_path / "m.smask")
-    assert list(state) == list(trained.state_dict())
+    assert list(state) == list(normed_net.state_dict())
     assert all(is_folded(state, norm) for norm in NORMS)
     assert smask.verify(tmp_path / "m.smask").same
-    want, got = trained(inputs), smask.load(tmp_path / "m.smask")(inputs)
+    want, got = normed_net(inputs), smask.load(tmp_path / "m.smask")(inputs)
     assert float((got - want).norm() / want.norm()) < 0.02
     assert float((got - smask.load(tmp_path / "plain.smask")(inputs)).norm() / want.norm()) < 0.01
 
 
 @torch.no_grad()
-def test_the_epsilon_of_each_norm(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
-    net = copy.deepcopy(trained)
+def test_the_epsilon_of_each_norm(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
+    net = copy.deepcopy(normed_net)
     for norm, eps in zip(NORMS, (0.3, 1e-3), strict=True):
         net.get_submodule(norm).eps = eps  # type: ignore[assignment]
     want = net(inputs)
-    assert float((want - trained(inputs)).norm() / want.norm()) > 0.1
+    assert float((want - normed_net(inputs)).norm() / want.norm()) > 0.1
     convert_checkpoint(net, tmp_path / "m.smask", max_error=0.01, fold_norms=True)
     net.load_state_dict(smask.decode(tmp_path / "m.smask"))
     assert float((net(inputs) - want).norm() / want.norm()) < 0.02
 
 
-def test_moved_statistics_are_folded(trained: nn.Module, tmp_path: Path) -> None:
+def test_moved_statistics_are_folded(normed_net: nn.Module, tmp_path: Path) -> None:
     for name, folds in (("plain", False), ("m", True)):
-        convert_checkpoint(trained, tmp_path / f"{name}.smask", bits=2, arch=ARCH, fold_norms=folds)
+        convert_checkpoint(normed_net, tmp_path / f"{name}.smask", bits=2, arch=NORMED, fold_norms=folds)
     plain, got = (smask.load(tmp_path / f"{name}.smask", trainable=False) for name in ("plain", "m"))
     assert right(got) > right(plain) - 0.05
     assert right(got) > 0.75
@@ -108,12 +69,12 @@ def test_moved_statistics_are_folded(trained: nn.Module, tmp_path: Path) -> None
 @pytest.mark.parametrize("names", ["of the net", "in the order of the alphabet"])
 @torch.no_grad()
 def test_norms_before_and_after_their_layers(
-    trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, names: str
+    normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path, names: str
 ) -> None:
     """A norm that is read before its layer, whose rounded weights it needs."""
     layers = [("conv1", "0"), ("bn1", "1"), ("relu1", "2"), ("conv2", "3"), ("bn2", "4"), ("relu2", "5"),
               ("pour", "6"), ("rest", "7")]  # fmt: skip
-    named = nn.Sequential(OrderedDict((name, trained.get_submodule(old)) for name, old in layers))
+    named = nn.Sequential(OrderedDict((name, normed_net.get_submodule(old)) for name, old in layers))
     state = named.state_dict()
     if names != "of the net":
         state = {name: state[name] for name in sorted(state)}
@@ -136,18 +97,18 @@ def test_norms_before_and_after_their_layers(
     assert float((got - want).norm() / want.norm()) < 0.02
 
 
-def test_sources(trained: nn.Module, tmp_path: Path) -> None:
+def test_sources(normed_net: nn.Module, tmp_path: Path) -> None:
     """A module, a state dict with a prefix and an architecture, one with a model beside it: the same bytes."""
-    state = trained.state_dict()
+    state = normed_net.state_dict()
     digests = {
         convert_checkpoint(source, tmp_path / "m.smask", max_error=0.1, fold_norms=True, overwrite=True, **more).digest
         for source, more in (
-            (trained, {}), (state, {"arch": ARCH}), (state, {"model": trained}),
+            (normed_net, {}), (state, {"arch": NORMED}), (state, {"model": normed_net}),
         )
     }  # fmt: skip
     assert len(digests) == 1
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
-    report = convert_checkpoint(wrapped, tmp_path / "w.smask", bits=4, fold_norms=True, arch=ARCH)
+    report = convert_checkpoint(wrapped, tmp_path / "w.smask", bits=4, fold_norms=True, arch=NORMED)
     assert report.folded == ("module.1", "module.4")
     assert all(is_folded(smask.decode(tmp_path / "w.smask"), norm) for norm in report.folded)
 
@@ -171,13 +132,13 @@ def test_norms_that_stay_as_they_are(tmp_path: Path) -> None:
     assert is_folded(state, "own")
 
 
-def test_given_values_are_folded_too(trained: nn.Module) -> None:
-    checkpoint, given = open_checkpoint(trained), {"1.running_mean": torch.full((16,), 3.0)}
+def test_given_values_are_folded_too(normed_net: nn.Module) -> None:
+    checkpoint, given = open_checkpoint(normed_net), {"1.running_mean": torch.full((16,), 3.0)}
     norms = BatchNorms(checkpoint, {}, {"1": 1e-5}, given, lambda *_: False)
-    state = trained.state_dict()
+    state = normed_net.state_dict()
     got = {name: norms.value(name, lambda layer: pytest.fail(layer)) for name in state}
     assert {name for name, value in got.items() if value is not None} == {f"1.{part}" for part in PARTS}
-    model = architectures.build(ARCH)
+    model = architectures.build(NORMED)
     model.load_state_dict(state | given)
     for name, value in folded(model).items():
         if name.startswith("1."):
@@ -188,10 +149,10 @@ def test_given_values_are_folded_too(trained: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("refine", [0, 3])
-def test_with_inputs(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
+def test_with_inputs(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
     for fold_norms in (None, False):  # by default what is made to run alone is only run
         report = convert_checkpoint(
-            trained, tmp_path / "m.smask", target_size=1700, arch=ARCH, calibrate=inputs, refine=refine,
+            normed_net, tmp_path / "m.smask", target_size=1700, arch=NORMED, calibrate=inputs, refine=refine,
             fold_norms=fold_norms, overwrite=True,
         )  # fmt: skip
         assert report.n_bytes <= 1700
@@ -203,10 +164,10 @@ def test_with_inputs(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, r
 
 @pytest.mark.parametrize("calibrated", [False, True])
 @torch.no_grad()
-def test_over_a_base(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, calibrated: bool) -> None:
+def test_over_a_base(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path, calibrated: bool) -> None:
     """Norms that the base gives stay as they are, which costs nothing; others are folded and no differences from it."""
-    base, chance = trained.state_dict(), torch.Generator().manual_seed(3)
-    tuned = copy.deepcopy(trained)
+    base, chance = normed_net.state_dict(), torch.Generator().manual_seed(3)
+    tuned = copy.deepcopy(normed_net)
     for name, tensor in tuned.state_dict().items():
         if name.startswith(("3.", "4.")) and tensor.is_floating_point():
             tensor.mul_(1 + 0.2 * torch.rand(tensor.shape, generator=chance))
@@ -214,7 +175,7 @@ def test_over_a_base(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, c
     sizes = {}
     for folds in (False, True):
         out = tmp_path / f"{folds}.smask"
-        report = convert_checkpoint(tuned, out, bits=2, base=base, arch=ARCH, fold_norms=folds, **more)  # type: ignore[arg-type]
+        report = convert_checkpoint(tuned, out, bits=2, base=base, arch=NORMED, fold_norms=folds, **more)  # type: ignore[arg-type]
         assert report.folded == (("4",) if folds else ())
         stored = {tensor.name: tensor.stored_as for tensor in report.tensors}
         assert stored["1.running_mean"] == stored["1.weight"] == "base"
@@ -226,12 +187,12 @@ def test_over_a_base(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, c
     assert float((got - want).norm() / want.norm()) < 0.2
 
 
-def test_a_folded_checkpoint_is_refined(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
+def test_a_folded_checkpoint_is_refined(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
     """In training norms go by each batch: weights that stand for statistics would be wrong by a factor there."""
-    state = trained.state_dict() | folded(trained)
+    state = normed_net.state_dict() | folded(normed_net)
     for fold_norms in (False, True):
         report = convert_checkpoint(
-            state, tmp_path / "m.smask", target_size=2000, arch=ARCH, calibrate=inputs, refine=3, overwrite=True,
+            state, tmp_path / "m.smask", target_size=2000, arch=NORMED, calibrate=inputs, refine=3, overwrite=True,
             fold_norms=fold_norms,
         )  # fmt: skip
         assert right(smask.load(tmp_path / "m.smask")) > 0.85
@@ -239,10 +200,10 @@ def test_a_folded_checkpoint_is_refined(trained: nn.Module, inputs: torch.Tensor
         assert report.folded == (NORMS if fold_norms else ())
 
 
-def test_refusals(trained: nn.Module, tmp_path: Path) -> None:
-    state, out = trained.state_dict(), tmp_path / "m.smask"
+def test_refusals(normed_net: nn.Module, tmp_path: Path) -> None:
+    state, out = normed_net.state_dict(), tmp_path / "m.smask"
     for source, wrong in (
-        (trained, {}), (trained, {"lossless": True}), (trained, {"base": state}), (state, {"bits": 3}),
+        (normed_net, {}), (normed_net, {"lossless": True}), (normed_net, {"base": state}), (state, {"bits": 3}),
     ):  # fmt: skip
         with pytest.raises(ArgumentError) as caught:
             convert_checkpoint(source, out, fold_norms=True, **wrong)  # type: ignore[arg-type]
@@ -253,11 +214,11 @@ def test_refusals(trained: nn.Module, tmp_path: Path) -> None:
 
 
 def test_the_command(
-    trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    normed_net: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save(trained.state_dict(), "m.pt")
-    Path("net.json").write_text(json.dumps(ARCH))
+    torch.save(normed_net.state_dict(), "m.pt")
+    Path("net.json").write_text(json.dumps(NORMED))
     command = ["convert", "m.pt", "-o", "m.smask", "--bits", "4", "--fold-norms"]
     assert main(command) == 2
     assert "--fold-norms" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import smask
-from smask import architectures
+from conftest import NORMED, right
 from smask.cli.main import main
 from smask.conversion import refinement
 from smask.conversion.converter import convert_checkpoint
@@ -25,46 +25,6 @@ from smask.conversion.statistics import Statistics
 from smask.errors import ArchitectureError, ArgumentError, DivergedError, TargetError
 from smask.search.data import digits
 from smask.search.distillation import divergence
-
-ARCH = {
-    "input": [1, 8, 8],
-    "layers": [
-        {"op": "conv2d", "inputs": 1, "outputs": 16, "kernel": 3, "padding": 1, "bias": False},
-        {"op": "batch-norm-2d", "features": 16}, "relu",
-        {"op": "conv2d", "inputs": 16, "outputs": 32, "kernel": 3, "stride": 2, "bias": False},
-        {"op": "batch-norm-2d", "features": 32}, "relu", "flatten",
-        {"op": "linear", "inputs": 288, "outputs": 10},
-    ],
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    """A small network with batch norms that knows its digits."""
-    data = digits()
-    x, y = data.inputs(data.x_train), data.y_train
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = architectures.build(ARCH)
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-        for _ in range(8):
-            for index in torch.randperm(len(x)).split(64):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[index]), y[index]).backward()
-                optimizer.step()
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> torch.Tensor:
-    data = digits()
-    return data.inputs(data.x_train[:600])
-
-
-def right(model: nn.Module) -> float:
-    data = digits()
-    with torch.no_grad():
-        return float((model(data.inputs(data.x_test)).argmax(1) == data.y_test).float().mean())
 
 
 @pytest.mark.parametrize(
@@ -122,18 +82,18 @@ def test_no_input_no_trouble() -> None:
     assert not levels_fed_back(weights * 0, [Feedback.of(np.eye(6))], learn(np.zeros(24, np.float32))).any()
 
 
-def test_statistics_follow_their_weights(trained: nn.Module, inputs: torch.Tensor) -> None:
-    statistics, student = Statistics(trained, [inputs]), copy.deepcopy(trained)
+def test_statistics_follow_their_weights(normed_net: nn.Module, inputs: torch.Tensor) -> None:
+    statistics, student = Statistics(normed_net, [inputs]), copy.deepcopy(normed_net)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     statistics.follow(student, {})
     assert all(torch.allclose(tensor, before[name], atol=1e-6) for name, tensor in student.state_dict().items())
     # A layer three times as strong gives the same after a norm that follows.
-    weights = {"0.weight": 3 * trained.state_dict()["0.weight"]}
+    weights = {"0.weight": 3 * normed_net.state_dict()["0.weight"]}
     statistics.follow(student, weights)
     with torch.no_grad():
         got = torch.func.functional_call(student, weights, (inputs,))
-        assert torch.allclose(got, trained(inputs), atol=0.05)
-    assert torch.allclose(student[1].running_var, 9 * trained[1].running_var, rtol=1e-4)
+        assert torch.allclose(got, normed_net(inputs), atol=0.05)
+    assert torch.allclose(student[1].running_var, 9 * normed_net[1].running_var, rtol=1e-4)
 
 
 def test_divergence() -> None:
@@ -145,11 +105,11 @@ def test_divergence() -> None:
 
 
 @pytest.mark.parametrize("refine", [0, 4])
-def test_inputs_help(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
-    plain = convert_checkpoint(trained, tmp_path / "plain.smask", target_size=1700, arch=ARCH)
+def test_inputs_help(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
+    plain = convert_checkpoint(normed_net, tmp_path / "plain.smask", target_size=1700, arch=NORMED)
     steps: list[tuple[int, int, float]] = []
     report = convert_checkpoint(
-        trained, tmp_path / "m.smask", target_size=1700, arch=ARCH, calibrate=inputs, refine=refine,
+        normed_net, tmp_path / "m.smask", target_size=1700, arch=NORMED, calibrate=inputs, refine=refine,
         trained=lambda *at: steps.append(at),
     )  # fmt: skip
     assert 0.99 * 1700 <= report.n_bytes <= 1700
@@ -159,7 +119,7 @@ def test_inputs_help(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, r
     data = digits()
     with torch.no_grad():
         x = data.inputs(data.x_test)
-        far, near = (float(divergence(net(x), trained(x))) for net in (without, model))
+        far, near = (float(divergence(net(x), normed_net(x))) for net in (without, model))
     assert near < (0.5 if refine else 0.9) * far
     assert right(model) > right(without) - 0.01
     assert len(steps) == (38 if refine else 0)
@@ -168,20 +128,20 @@ def test_inputs_help(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, r
         assert steps[-1][2] < steps[5][2]
     again = smask.decode(tmp_path / "m.smask")
     counts = [name for name in again if name.endswith("num_batches_tracked")]
-    assert all(torch.equal(again[name], trained.state_dict()[name]) for name in counts)
+    assert all(torch.equal(again[name], normed_net.state_dict()[name]) for name in counts)
 
 
-def test_modules_and_prefixes(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
-    wrapped = nn.Sequential(OrderedDict(module=trained))
+def test_modules_and_prefixes(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
+    wrapped = nn.Sequential(OrderedDict(module=normed_net))
     for number, (source, model) in enumerate(
-        ((wrapped, None), (wrapped.state_dict(), trained), (wrapped.state_dict(), wrapped))
+        ((wrapped, None), (wrapped.state_dict(), normed_net), (wrapped.state_dict(), wrapped))
     ):
         convert_checkpoint(source, tmp_path / f"{number}.smask", bits=3, calibrate=inputs, model=model)
     files = [(tmp_path / f"{number}.smask").read_bytes() for number in range(3)]
     assert files[0] == files[1] == files[2]
     rounded = copy.deepcopy(wrapped)
     rounded.load_state_dict(smask.decode(files[0]), strict=True)
-    assert right(rounded) > right(trained) - 0.05
+    assert right(rounded) > right(normed_net) - 0.05
 
 
 class Reader(nn.Module):
@@ -219,18 +179,18 @@ def test_tokens(tmp_path: Path, refine: int) -> None:
         assert divergence(rounded.eval()(tokens).logits, model(tokens).logits) < 0.3 * far
 
 
-def test_what_cannot_be(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
-    out, state = tmp_path / "m.smask", trained.state_dict()
+def test_what_cannot_be(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path) -> None:
+    out, state = tmp_path / "m.smask", normed_net.state_dict()
     for source, options, name in (
         (state, {"bits": 3, "calibrate": inputs}, "calibrate"),
-        (trained, {"max_error": 0.1, "calibrate": inputs}, "calibrate"),
-        (trained, {"lossless": True, "calibrate": inputs}, "calibrate"),
-        (trained, {"bits": 3, "refine": 2}, "refine"),
-        (trained, {"bits": 3, "calibrate": inputs, "refine": -1}, "refine"),
-        (trained, {"bits": 3, "calibrate": inputs[:0]}, "calibrate"),
-        (trained, {"bits": 3, "calibrate": inputs * float("nan")}, "calibrate"),
-        (trained, {"bits": 3, "calibrate": inputs, "base": state}, "calibrate"),  # nothing is left to be rounded
-        (trained, {"bits": 3, "model": trained}, "model"),
+        (normed_net, {"max_error": 0.1, "calibrate": inputs}, "calibrate"),
+        (normed_net, {"lossless": True, "calibrate": inputs}, "calibrate"),
+        (normed_net, {"bits": 3, "refine": 2}, "refine"),
+        (normed_net, {"bits": 3, "calibrate": inputs, "refine": -1}, "refine"),
+        (normed_net, {"bits": 3, "calibrate": inputs[:0]}, "calibrate"),
+        (normed_net, {"bits": 3, "calibrate": inputs * float("nan")}, "calibrate"),
+        (normed_net, {"bits": 3, "calibrate": inputs, "base": state}, "calibrate"),  # nothing is left to be rounded
+        (normed_net, {"bits": 3, "model": normed_net}, "model"),
     ):
         with pytest.raises(ArgumentError) as caught:
             convert_checkpoint(source, out, **options)
@@ -238,25 +198,25 @@ def test_what_cannot_be(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path
     with pytest.raises(ArchitectureError):
         convert_checkpoint(state, out, bits=3, calibrate=inputs, model=nn.Linear(64, 10))
     with pytest.raises(ArchitectureError) as fit:
-        convert_checkpoint(trained, out, bits=3, calibrate=inputs[:, :, 0])
+        convert_checkpoint(normed_net, out, bits=3, calibrate=inputs[:, :, 0])
     assert "do not go through" in str(fit.value)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("refine", [0, 1])
-def test_a_size_out_of_reach(trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
+def test_a_size_out_of_reach(normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path, refine: int) -> None:
     with pytest.raises(TargetError) as caught:
-        convert_checkpoint(trained, tmp_path / "m.smask", target_size=300, calibrate=inputs, refine=refine)
+        convert_checkpoint(normed_net, tmp_path / "m.smask", target_size=300, calibrate=inputs, refine=refine)
     assert caught.value.target == 300 < caught.value.least < 1000
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite(
-    trained: nn.Module, inputs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    normed_net: nn.Module, inputs: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refinement, "FLOAT_RATE", 1e30)
     with pytest.raises(DivergedError) as caught:
-        convert_checkpoint(trained, tmp_path / "m.smask", bits=3, calibrate=inputs, refine=2)
+        convert_checkpoint(normed_net, tmp_path / "m.smask", bits=3, calibrate=inputs, refine=2)
     assert 1 < caught.value.step <= 19
     assert "--refine" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -270,9 +230,9 @@ def test_same_inputs_same_order() -> None:
     assert len(torch.cat(list(one.some(7)))) == 7
 
 
-def test_command(trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "net.json").write_text(json.dumps(ARCH))
-    torch.save(trained.state_dict(), tmp_path / "m.pt")
+def test_command(normed_net: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.json").write_text(json.dumps(NORMED))
+    torch.save(normed_net.state_dict(), tmp_path / "m.pt")
     command = ["convert", str(tmp_path / "m.pt"), "-o", str(tmp_path / "m.smask"), "--target-size", "1.7kB"]
     command += ["--arch", str(tmp_path / "net.json"), "--calibrate", "digits", "--samples", "600"]
     assert main([*command, "--refine", "2", "--eval", "digits", "--json"]) == 0
@@ -287,11 +247,11 @@ def test_command(trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.fixture(scope="module")
-def tuned(trained: nn.Module) -> nn.Module:
+def tuned(normed_net: nn.Module) -> nn.Module:
     """The net fine-tuned for digits that are a pixel further, its first layer left as it was."""
     data = digits()
     x, y = data.inputs(data.x_train).roll(1, 3), data.y_train
-    net = copy.deepcopy(trained).train()
+    net = copy.deepcopy(normed_net).train()
     net[0].requires_grad_(False)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
     with torch.random.fork_rng():
@@ -305,15 +265,15 @@ def tuned(trained: nn.Module) -> nn.Module:
 
 
 def test_over_a_base_with_inputs(
-    trained: nn.Module, tuned: nn.Module, inputs: torch.Tensor, tmp_path: Path
+    normed_net: nn.Module, tuned: nn.Module, inputs: torch.Tensor, tmp_path: Path
 ) -> None:  # fmt: skip
     """A fine-tuned net as a difference: at the same bytes inputs keep more of it, and what the base gives stays."""
-    base, x, far, size = trained.state_dict(), inputs.roll(1, 3), {}, 2000
+    base, x, far, size = normed_net.state_dict(), inputs.roll(1, 3), {}, 2000
     for name, more in (
         ("without", {}), ("rounded", {"calibrate": x}), ("refined", {"calibrate": x, "refine": 8}),
     ):  # fmt: skip
         out = tmp_path / f"{name}.smask"
-        report = convert_checkpoint(tuned, out, target_size=size, base=base, arch=ARCH, **more)  # type: ignore[arg-type]
+        report = convert_checkpoint(tuned, out, target_size=size, base=base, arch=NORMED, **more)  # type: ignore[arg-type]
         assert report.n_bytes <= size
         assert smask.verify(out, base=base).same
         stored = {tensor.name: tensor.stored_as for tensor in report.tensors}
