@@ -334,3 +334,121 @@ def test_public_networks(
     report = json.loads(capsys.readouterr().out)
     assert report["n_bytes"] <= size_of(target)
     assert report["accuracy_after"] >= accuracy
+
+
+def tied_net() -> nn.Module:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte, self.middle, self.head = nn.Embedding(30, 16), nn.Linear(16, 16), nn.Linear(16, 30, bias=False)
+            self.head.weight = self.wte.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.tanh(self.middle(self.wte(x))))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Tied()
+
+
+def test_tied_weights_are_trained_under_any_of_their_names(tmp_path: Path) -> None:
+    model, tokens = tied_net(), torch.randint(30, (200, 8), generator=torch.Generator().manual_seed(1))
+    distances = []
+    for names in (list(model.state_dict()), sorted(model.state_dict())):
+        state = {name: model.state_dict()[name] for name in names}
+        report = convert_checkpoint(
+            state, tmp_path / "m.smask", bits=6.0, calibrate=tokens, model=model, refine=20, overwrite=True
+        )
+        assert 5.8 < report.bits_per_weight <= 6
+        again = copy.deepcopy(model)
+        again.load_state_dict(smask.decode(tmp_path / "m.smask"))
+        with torch.no_grad():
+            distances.append(float(divergence(again(tokens), model(tokens))))
+    # A file of weights as they were before their training is nearly four times as far.
+    assert distances[1] < 1.6 * distances[0]
+
+
+def test_equal_weights_of_two_layers_go_apart(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
+    model[2].weight.data.copy_(model[0].weight)
+    x = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+    report = convert_checkpoint(model, tmp_path / "m.smask", bits=9, calibrate=x, refine=10)
+    assert {tensor.stored_as.split()[-1] for tensor in report.tensors if "weight" in tensor.name} == {"planes"}
+    again = smask.decode(tmp_path / "m.smask")
+    assert not torch.equal(again["0.weight"], again["2.weight"])
+
+
+@pytest.mark.parametrize("n", [2, 251])
+def test_no_batch_of_one_input_meets_a_norm(tmp_path: Path, n: int) -> None:
+    model = nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    for refine in (0, 1):
+        path = tmp_path / f"{refine}.smask"
+        convert_checkpoint(model, path, bits=4, calibrate=torch.randn(n, 32), refine=refine)
+        assert smask.verify(path).same
+
+
+def test_one_input_is_too_few_for_norms_alone(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(32, 64), nn.BatchNorm1d(64)).eval()
+    with pytest.raises(ArgumentError) as caught:
+        convert_checkpoint(model, tmp_path / "m.smask", bits=4, calibrate=torch.randn(1, 32))
+    assert caught.value.name == "calibrate"
+    plain = nn.Sequential(nn.Linear(32, 64))
+    convert_checkpoint(plain, tmp_path / "m.smask", bits=4, calibrate=torch.randn(1, 32))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_needs_nothing_of_the_callers_mode(tmp_path: Path, mode: type) -> None:
+    x = torch.randn(60, 32, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    convert_checkpoint(model, tmp_path / "a.smask", bits=3, calibrate=x, refine=2)
+    with mode():
+        convert_checkpoint(model, tmp_path / "b.smask", bits=3, calibrate=x.clone(), refine=2)
+    assert (tmp_path / "a.smask").read_bytes() == (tmp_path / "b.smask").read_bytes()
+
+
+class Frozen(nn.Module):
+    """A net that is only run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"refine": 1}, "refine"), ({"refine": 1.5}, "refine"), ({"calibrate": np.zeros((9, 32))}, "calibrate"),
+        ({"bits": "3"}, "bits"), ({"meta": {"epoch": 1}}, "meta"), ({"meta": {1: "a"}}, "meta"),
+        ({"meta": {"a": "\ud800"}}, "meta"), ({"arch": "resnet20"}, "arch"),
+    ],
+)  # fmt: skip
+def test_arguments_of_other_kinds_are_named(tmp_path: Path, changes: dict[str, object], name: str) -> None:
+    given = {"bits": 3.0, "calibrate": torch.zeros(9, 32), **changes}
+    with pytest.raises(ArgumentError) as caught:
+        convert_checkpoint(Frozen(), tmp_path / "m.smask", **given)  # type: ignore[arg-type]
+    assert caught.value.name == name
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_of_nothing_is_out_of_reach(tmp_path: Path) -> None:
+    with pytest.raises(TargetError):
+        convert_checkpoint(Frozen(), tmp_path / "m.smask", bits=1e-9, calibrate=torch.zeros(9, 32))
+
+
+@pytest.mark.parametrize("problem", [AssertionError(), KeyError("x"), ValueError()])
+def test_models_that_do_not_take_the_inputs(tmp_path: Path, problem: Exception) -> None:
+    class Picky(Frozen):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise problem
+
+    with pytest.raises(ArchitectureError) as caught:
+        convert_checkpoint(Picky(), tmp_path / "m.smask", bits=3, calibrate=torch.zeros(9, 32))
+    assert caught.value.differences[0].startswith("inputs of shape [32] do not go through the model")

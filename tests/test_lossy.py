@@ -36,7 +36,7 @@ def test_sizes(text: str | int, n_bytes: int) -> None:
     assert size_of(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "kB", "-3", "0", "1e5", "5 kiB", "nan"])
+@pytest.mark.parametrize("text", ["", "kB", "-3", "0", "1e5", "5 kiB", "nan", "1" + 400 * "0" + "GB"])
 def test_no_sizes(text: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         size_of(text)

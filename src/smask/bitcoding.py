@@ -207,7 +207,8 @@ def encode(
     n_ones = bits.n_ones
     density = n_ones / bits.n_bits if bits.n_bits else 0.0
     small = len(raw) <= (N_SMALL if thorough else N_SMALL_QUICK)
-    skewed = entropy_bytes(n_ones, bits.n_bits) < 0.999 * len(raw)
+    entropy = entropy_of_bytes(bits.packed) if bytewise else entropy_bytes(n_ones, bits.n_bits)
+    skewed = entropy < 0.999 * len(raw)
     candidates = [("raw", raw)]
     if context is not None and bits.n_bits:
         booleans = np.unpackbits(bits.packed, count=bits.n_bits, bitorder="little").view(bool)
@@ -222,7 +223,7 @@ def encode(
             if not thorough and len(candidates[-1][1]) > FAR * min(len(blob) for _, blob in candidates):
                 break
 
-    if (small and thorough) or (skewed and (thorough or density > SPARSEST_PACKED)):
+    if (small and thorough) or (skewed and (thorough or bytewise or density > SPARSEST_PACKED)):
         compressed("zstd", raw, small)
     if density <= DENSEST_GAPS or (small and density < 0.5 and (thorough or skewed)):
         gaps = gaps_fast(bits)

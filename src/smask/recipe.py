@@ -36,6 +36,20 @@ class Recipe:
     origins: Mapping[str, tuple[str, Tensor]] = field(default_factory=dict)
 
 
+def texts_of(meta: Mapping[str, str] | None) -> dict[str, str]:
+    """Free text as a file can hold it.
+
+    Raises:
+        ArgumentError: A name or a value that is no string, or not one of UTF-8.
+    """
+    for text in (text for member in (meta or {}).items() for text in member):
+        try:
+            text.encode()
+        except (AttributeError, UnicodeEncodeError):
+            raise ArgumentError("meta", text, "strings under names that are strings, in UTF-8") from None
+    return dict(meta or {})
+
+
 def attach(model: nn.Module, recipe: Recipe) -> None:
     """Makes a module carry its recipe; copies and pickles of the module carry it too."""
     setattr(model, ATTRIBUTE, recipe)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import bars, data_options, screen
 
 if TYPE_CHECKING:
     from ..conversion.report import ConversionReport
+
+# From this error on little is left of a tensor.
+MOSTLY = 0.9
 
 EPILOG = """\
 examples:
@@ -50,8 +53,8 @@ def add(commands: Any) -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
         "convert", help="store a trained checkpoint",
-        description="Stores a trained checkpoint, to the bit (zeros become a plane) or as levels of one step over a "
-        "seeded base, with the step that a size, bits a weight or an error asks for.",
+        description="Stores a trained checkpoint, to the bit (zeros become a plane) or as signed levels of one step, "
+        "which a size, bits a weight or an error asks for (of two steps where one gives no such size).",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     option = parser.add_argument
@@ -179,12 +182,18 @@ def _notes(report: ConversionReport) -> Iterator[str]:
     if report.prefix:
         yield f"all names begin with {report.prefix}; they are kept so"
     if report.ignored:
-        n_more = len(report.ignored) - 6
-        shown = ", ".join(report.ignored[:6]) + (f" and {n_more} more" if n_more > 0 else "")
-        yield f"not tensors of the model, left out: {shown}"
+        yield f"not tensors of the model, left out: {_listed(report.ignored)}"
+    lost = [tensor.name for tensor in report.tensors if tensor.error > MOSTLY and tensor.error > 2 * report.error]
+    if lost:
+        yield f"mostly lost beside larger weights, whose step they have: {_listed(lost)}; a larger file keeps them"
     n_elements = sum(tensor.n_weights for tensor in report.tensors)
     if n_elements > Limits().max_weights:
         yield f"commands that read the file need --max-weights {n_elements}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    n_more = len(names) - 6
+    return ", ".join(names[:6]) + (f" and {n_more} more" if n_more > 0 else "")
 
 
 def _show(report: ConversionReport, scored: dict[str, Any]) -> None:

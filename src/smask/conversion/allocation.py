@@ -50,7 +50,8 @@ class Search:
     def run(self) -> Pass:
         """The pass whose file is nearest to the goal without missing it."""
         largest, n = self._model.largest, self._model.n_elements
-        smallest, largest = grid(largest * 2.0**-15), grid(max(largest, 2.0**-60) * 4)
+        # A tensor of larger weights then has the next step with which it has no more than sixteen planes.
+        smallest, largest = grid(self._model.least * 2.0**-15), grid(max(largest, 2.0**-60) * 4)
         self._look(n, smallest, largest)
         # Where tensors change between a trellis and plain rounding, sizes may jump over the goal.
         if (self._best is None or not self._hit(self._best[0])) and self._model.round_plainly():

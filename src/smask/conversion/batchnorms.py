@@ -36,6 +36,7 @@ class BatchNorms:
         self._checkpoint, self._layers, self._folds, self._given = checkpoint, layers, folds, given
         self._of_base = of_base
         self._layer_of = {norm: layer for layer, norm in layers.items()}
+        self._names = {entry.name for entry in checkpoint.entries}
         self._norm_of = {name: norm for norm in folds for name in names_of(norm)}
         self._norm_of |= {name: norm for norm in self._layer_of for name in _statistics_of(norm)}
         self._rounded: dict[str, Tensor] = {}
@@ -92,8 +93,7 @@ class BatchNorms:
         after = rounded_of(layer) if after is None else after
         shape = (before.shape[0], before.shape[1], -1)
         bias_name = layer.removesuffix("weight") + "bias"
-        has_bias = any(entry.name == bias_name for entry in self._checkpoint.entries)
-        bias = self._checkpoint.read(bias_name).cpu().double().numpy() if has_bias else 0.0
+        bias = self._checkpoint.read(bias_name).cpu().double().numpy() if bias_name in self._names else 0.0
         names = _statistics_of(norm)
         mean, variance = (self._checkpoint.read(name).cpu() for name in names)
         found = moments.moved(

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checkpoints import Checkpoint, Entry
 from ..errors import ArchitectureError, ArgumentError, TargetError
@@ -78,15 +79,21 @@ class CalibratedSearch:
         if goal.n_bytes is None:
             raise ArgumentError("max_error", goal.error, "target_size or bits beside calibrate, which moves weights")
         self._limit, self._spool, self._progress, self._arch, self._meta = goal.n_bytes, spool, progress, arch, meta
-        self._lossy = LossyModel(checkpoint, rivals.take, overlay, ranged=ranged, folds=folds)
+        # Tied parameters under all of their names: a checkpoint may begin with any of them.
+        parameters = dict(calibration.model.named_parameters(remove_duplicate=False))
+        self._lossy = LossyModel(
+            checkpoint, rivals.take, overlay, ranged=ranged, folds=folds, parameters=parameters
+        )  # fmt: skip
         self._calibration = calibration
         self._inputs = Inputs(calibration.inputs, seed=SEED)
+        if len(self._inputs) < 2 and any(isinstance(module, _BatchNorm) for module in calibration.model.modules()):
+            raise ArgumentError("calibrate", "1 input", "two or more, for statistics of batch norms")
         self._check_fit()
         # Networks in training here go by the statistics of each batch, which a folded norm was not made for.
         restore(calibration.model, self._inputs.some(N_RESTORED))
         self._dtypes = {entry.name: checkpoint.read(entry.name).dtype for entry in checkpoint.entries}
-        parameters = dict(calibration.model.named_parameters())
-        self._names = [name for name in self._lossy.names if name in parameters]
+        named = {id(parameters[name]): name for name in reversed(self._lossy.names) if name in parameters}
+        self._names = [name for name in self._lossy.names if named.get(id(parameters.get(name))) == name]
         self._near = {name: near for name in self._names if (near := self._lossy.near(name)) is not None}
         self._base_digest = overlay.base.digest if overlay else None
         # What is as the base has it costs nothing as long as it is not trained.
@@ -106,8 +113,9 @@ class CalibratedSearch:
     def _check_fit(self) -> None:
         try:
             outputs_of(self._calibration.model.eval()(next(self._inputs.some(1))))
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            shape, reason = list(self._calibration.inputs.shape[1:]), str(error).splitlines()[0]
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            shape = list(self._calibration.inputs.shape[1:])
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ArchitectureError((f"inputs of shape {shape} do not go through the model: {reason}",)) from None
 
     def run(self) -> Pass:
@@ -205,7 +213,7 @@ class CalibratedSearch:
 
     def _rounded(self, refinement: Refinement, step: float) -> dict[str, Leveled]:
         rounded = refinement.leveled(step, self._dtypes)
-        parameters, rules = dict(refinement.student.named_parameters()), refinement.rules(step)
+        parameters, rules = dict(refinement.student.named_parameters(remove_duplicate=False)), refinement.rules(step)
         for name, feedbacks in self._feedback.items():
             rule, own = rules[name]
             scaled = windows(refinement.away(name))

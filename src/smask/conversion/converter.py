@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor, nn
 
 from .. import container
 from ..checkpoints import Checkpoint, Entry, Source, open_checkpoint
 from ..draft import Draft
 from ..errors import ArgumentError
-from ..recipe import EXTERNAL
+from ..recipe import EXTERNAL, texts_of
 from ..search.statistics import foldable
 from ..sources import BaseSource, open_base
 from .allocation import Search
@@ -92,7 +93,7 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: The checkpoint is damaged, wants to run code, or holds something that cannot be kept.
-        ArgumentError: The output or the goal is not usable.
+        ArgumentError: The output, the goal or another argument is not usable.
         TargetError: No file of the checkpoint is so small.
         ArchitectureError: The checkpoint does not fit the architecture or the model, or the inputs do not.
         DivergedError: The loss of ``refine`` is no longer finite.
@@ -109,10 +110,13 @@ def convert_checkpoint(
     fold_norms = calibrate is not None if fold_norms is None else fold_norms
     if fold_norms and calibrate is None and all(value is None for value in goals.values()):
         raise ArgumentError("fold_norms", True, f"one of {', '.join(goals)} beside it")
-    if refine < 0:
-        raise ArgumentError("refine", refine, "at least 0")
+    if not isinstance(refine, int) or refine < 0:
+        raise ArgumentError("refine", refine, "a whole number of passes, at least 0")
+    if arch is not None and not isinstance(arch, Mapping):
+        raise ArgumentError("arch", arch, "an architecture, such as named_nets.architecture gives for a name")
     if calibrate is not None and bits is None and target_size is None:
         raise ArgumentError("calibrate", "inputs", "target_size or bits beside it")
+    texts = texts_of(meta)
     path = Path(out)
     container.check_output(path, overwrite=overwrite)
     started = time.perf_counter()
@@ -141,8 +145,11 @@ def convert_checkpoint(
         if progress:
             progress(n_done, sum(raw.values()))
 
-    texts = {**checkpoint.metadata, **(meta or {})}
+    texts = {**checkpoint.metadata, **texts}
     with contextlib.ExitStack() as stack:
+        # Whatever the caller does with gradients: training needs them.
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
         beside = stack.enter_context(container.atomic_output(path, overwrite=overwrite))
 
         def spool() -> BinaryIO:

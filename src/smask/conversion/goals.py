@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 from ..errors import ArgumentError
 
@@ -26,7 +27,7 @@ def size_of(text: str | int, *, name: str = "target_size") -> int:
     Raises:
         ArgumentError: Anything else, or less than one byte.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kKmMgG]?[bB]?)", str(text).strip())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) *([kKmMgG]?[bB]?)", str(text).strip())
     unit = found[2].lower() if found else "?"
     factor = UNITS.get(unit if unit in UNITS else unit + "b")
     if found is None or factor is None or (n_bytes := math.floor(float(found[1]) * factor)) < 1:
@@ -47,13 +48,13 @@ def goal_of(
     if len(given) > 1:
         raise ArgumentError(" and ".join(given), ", ".join(map(str, given.values())), "one of them")
     if bits is not None:
-        if not 0 < bits <= 32:
+        if not isinstance(bits, Real) or not 0 < bits <= 32:
             raise ArgumentError("bits", bits, "bits a weight above 0, at most 32, over the whole file")
-        return Goal(n_bytes=math.floor(bits * n_weights / 8))
+        return Goal(n_bytes=max(1, math.floor(bits * n_weights / 8)))
     if target_size is not None:
         return Goal(n_bytes=size_of(target_size))
     if max_error is not None:
-        if not 0 < max_error < 1:
+        if not isinstance(max_error, Real) or not 0 < max_error < 1:
             raise ArgumentError("max_error", max_error, "a part of the length of all weights, above 0 and below 1")
         return Goal(error=max_error)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -28,11 +29,14 @@ class Inputs:
     """
 
     def __init__(self, inputs: Tensor, *, seed: int) -> None:
+        if not isinstance(inputs, Tensor):
+            raise ArgumentError("calibrate", f"inputs of type {type(inputs).__name__}", "a tensor [N, ...]")
         if inputs.dim() < 1 or not len(inputs):
             raise ArgumentError("calibrate", f"inputs of shape {list(inputs.shape)}", "[N, ...] with N > 0")
         if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
             raise ArgumentError("calibrate", "inputs with NaN or infinity", "finite ones")
-        self._inputs = inputs.detach()
+        # Of inference mode a tensor would be of no use where gradients are wanted.
+        self._inputs = inputs.detach().clone() if inputs.is_inference() else inputs.detach()
         self._random = torch.Generator().manual_seed(seed % 2**63)
 
     def __len__(self) -> int:
@@ -51,8 +55,13 @@ class Inputs:
 
     def all(self) -> Iterator[Tensor]:
         """Every input once, in order and as it is."""
-        return iter(torch.split(self._inputs, N_ALL))
+        return _batches(self._inputs)
 
     def some(self, n: int) -> Iterator[Tensor]:
         """At most so many inputs, every k-th from the first on, for the largest whole k that gives as many."""
-        return iter(torch.split(self._inputs[:: max(1, len(self) // n)][:n], N_ALL))
+        return _batches(self._inputs[:: max(1, len(self) // n)][:n])
+
+
+def _batches(inputs: Tensor) -> Iterator[Tensor]:
+    """Of nearly the same size: norms go by what is in a batch, and have nothing to go by in one of a single input."""
+    return iter(torch.tensor_split(inputs, math.ceil(len(inputs) / N_ALL)))

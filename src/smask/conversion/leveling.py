@@ -92,7 +92,8 @@ class Leveled:
         step = grid(self.step * ALONG * along / (ALONG * along * along + across))
         if abs(step / self.step - 1) < LEAST_RAISE:
             return self
-        return replace(self, step=step, dense=_dense(self.levels, self.offset, step, tensor))
+        dense = _dense(self.levels, self.offset, step, tensor)
+        return replace(self, step=step, dense=dense) if bool(dense.isfinite().all()) else self
 
     def error(self, tensor: Tensor) -> float:
         """Sum of the squared differences from the tensor as it was."""
@@ -113,16 +114,28 @@ def leveled(
         levels: int32 of the same shape.
         step: That float16 or bfloat16 holds exactly.
         near: Name and tensor of the base from which ``scaled`` is the difference.
-        trellis: Whether the levels are those of a trellis.
+        trellis: Whether the levels are those of a trellis; the dtype then holds more than the tensor has, see
+            :func:`has_room`.
     """
     offset = centre(np.abs(scaled), np.abs(levels))
     levels = levels.reshape(-1)
-    if near is not None:
-        if near[1].dtype == tensor.dtype and not levels.any():
+    while True:
+        if near is not None and near[1].dtype == tensor.dtype and not levels.any():
             return Leveled(levels, step, offset, near[1], near)
         found = Leveled(levels, step, offset, tensor, near, trellis)
-        return replace(found, dense=reconstruct(found.coded(), 0))
-    return Leveled(levels, step, offset, _dense(levels, offset, step, tensor), trellis=trellis)
+        dense = _dense(levels, offset, step, tensor) if near is None else reconstruct(found.coded(), 0)
+        beyond = dense.isinf().reshape(-1)
+        if not bool(beyond.any()):
+            return replace(found, dense=dense)
+        # Rounded up, a weight near the end of float16 is infinite: one level less.
+        levels = levels - torch.where(beyond, dense.reshape(-1).sign(), 0).numpy().astype(np.int32)
+
+
+def has_room(tensor: Tensor, step: float) -> bool:
+    """Whether the dtype of a tensor holds whatever its values are rounded to; all but float16 always do."""
+    if tensor.dtype != torch.float16:
+        return True
+    return float(tensor.abs().max()) + 4 * step <= torch.finfo(tensor.dtype).max
 
 
 def _dense(levels: Levels, offset: float, step: float, like: Tensor) -> Tensor:

@@ -25,11 +25,11 @@ from ..records import Record
 from . import mantissas, moments, paths
 from .batchnorms import BatchNorms
 from .feedback import Moments
-from .leveling import Leveled, leveled, squared_length, windows
+from .leveling import Leveled, has_room, leveled, squared_length, windows
 from .overlay import Overlay
-from .plan import Plan, step_for
-from .rounding import Floats, levels_of
-from .scanned import Scanned, is_coded
+from .plan import LARGEST_STEP, Plan, step_for
+from .rounding import MAX_LEVEL, Floats, levels_of
+from .scanned import Scanned, is_coded, is_mask
 
 # Small floats are this much more exact than the weights in planes.
 EXACTER = 16
@@ -38,6 +38,9 @@ CODER = 1.007
 # Estimates are made at steps so many to an octave; between them they are straight lines.
 PER_OCTAVE = 8
 NOT_FINITE = "NaN or infinity, which has no rounding", "keep it with lossless / --lossless"
+TOO_LARGE = "weights beyond 1e22, which no step gives", NOT_FINITE[1]
+# The largest weight: steps do not grow beyond what a scale may be.
+MOST = LARGEST_STEP * MAX_LEVEL / 4
 
 
 @dataclass
@@ -74,18 +77,22 @@ class LossyModel:
         ranged: Whether planes have the coding ``range``, see :class:`smask.draft.Draft`.
         raises: Whether layers get back the length that rounding takes: better outputs at a larger squared error.
         folds: Paths of batch norms to be stored without statistics, each with the epsilon of its variance.
+        parameters: What names stand for, where that is known: equal tensors are then one only if they are one parameter
+            of the network, since others may go apart.
 
     Attributes:
         largest: The largest magnitude of all weights that are rounded, 0 if there is none.
+        least: That of the tensor where it is smallest, those of nothing but zeros left out; 0 if there is none.
         n_elements: Floating elements, those which a :class:`Plan` counts.
 
     Raises:
-        CheckpointError: A floating tensor with NaN or infinity.
+        CheckpointError: A floating tensor with NaN, infinity or weights beyond what a scale gives.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, take: Callable[[Entry, Tensor], None], overlay: Overlay | None = None, *,
         raises: bool = True, ranged: bool | None = None, folds: Mapping[str, float] | None = None,
+        parameters: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
         self._checkpoint, self._raises, self._ranged = checkpoint, raises, ranged
         self._overlay, self._folds = overlay, folds or {}
@@ -97,7 +104,7 @@ class LossyModel:
         self._estimates: dict[float, tuple[float, float]] = {}
         self._trellises = True
         self._norms = moments.norms_after(checkpoint.entries)
-        self.largest, self.n_elements, self._n_other = 0.0, 0, 0
+        self.n_elements, self._n_other, self._n_exact = 0, 0, 0
         contents: dict[tuple[object, ...], str] = {}
         for entry in checkpoint.entries:
             tensor = checkpoint.read(entry.name).cpu()
@@ -105,13 +112,16 @@ class LossyModel:
             self._starts[entry.name] = self.n_elements
             if not is_coded(tensor):
                 if tensor.is_floating_point():
-                    self._refuse_unless(bool(tensor.isfinite().all()), entry, *NOT_FINITE)
+                    exact = is_mask(tensor)
+                    self._refuse_unless(exact or bool(tensor.isfinite().all()), entry, *NOT_FINITE)
                     self.n_elements += tensor.numel()
+                    self._n_exact += tensor.numel() if exact else 0
                 else:
                     self._n_other += raw_bytes(tensor).numel()
                 continue
             self.n_elements += tensor.numel()
-            content = (tensor.dtype, tensor.shape, hashlib.sha256(raw_bytes(tensor).numpy().data).digest())
+            one = parameters.get(entry.name) if parameters else None
+            content = (one, tensor.dtype, tensor.shape, hashlib.sha256(raw_bytes(tensor).numpy().data).digest())
             self._first[entry.name] = contents.setdefault(content, entry.name)
             if self._first[entry.name] != entry.name:
                 continue
@@ -124,8 +134,9 @@ class LossyModel:
             self._scanned[entry.name] = scanned = Scanned.of(_difference(tensor, near), energy)
             finite = math.isfinite(scanned.energy) or bool(tensor.isfinite().all())
             self._refuse_unless(finite, entry, *NOT_FINITE)
-            self._refuse_unless(math.isfinite(scanned.largest), entry, "weights beyond binary32", None)
-            self.largest = max(self.largest, scanned.largest)
+            self._refuse_unless(scanned.largest <= MOST, entry, *TOO_LARGE)
+        largest = [scanned.largest for scanned in self._scanned.values() if scanned.largest]
+        self.largest, self.least = max(largest, default=0.0), min(largest, default=0.0)
 
     def _refuse_unless(self, good: bool, entry: Entry, reason: str, advice: str | None) -> None:
         if not good:
@@ -163,7 +174,7 @@ class LossyModel:
             3 * max(1, math.log2(max(1.0, scanned.largest / step_for(step, scanned.largest))))
             for scanned in self._scanned.values()
         )
-        floats = (self.n_elements - n_coded) * (self._mantissa(step) + 4) / 8
+        floats = (self.n_elements - n_coded - self._n_exact) * (self._mantissa(step) + 4) / 8
         return 150 + 3 * len(self._checkpoint.entries) + 7 * n_sections + floats + self._n_other
 
     @property
@@ -244,7 +255,7 @@ class LossyModel:
         self, entry: Entry, tensor: Tensor, plan: Plan, found: tuple[str, Tensor] | None
     ) -> tuple[Tensor, tuple[str, Tensor] | None]:
         """The values to be stored of a small tensor and what they may be over: the base's where those are as near."""
-        if not tensor.is_floating_point() or not tensor.numel():
+        if not tensor.is_floating_point() or not tensor.numel() or is_mask(tensor):
             return tensor, found
         cuts = plan.cut(self._starts[entry.name], tensor.numel(), 1)
         parts = torch.split(tensor.flatten(), [n for n, _ in cuts])
@@ -265,6 +276,7 @@ class LossyModel:
                 for n, step in plan.cut(self._starts[name], scanned.n_weights, n_window)]  # fmt: skip
         rules = [scanned.sample.rule(step) for _, step in cuts]
         on_trellis = self._trellises and all(map(scanned.on_trellis, (step for _, step in cuts), rules))
+        on_trellis = on_trellis and has_room(tensor, max(step for _, step in cuts))
         steps = [np.float32(paths.finer(step) if on_trellis else step) for _, step in cuts]
         parts = np.split(scaled, np.cumsum([n for n, _ in cuts])[:-1])
         for part, step in zip(parts, steps, strict=True):

@@ -9,6 +9,7 @@ the energy of the weights under the inputs that :mod:`.rounding` assumes.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,42 +37,45 @@ def norms_after(entries: Sequence[Entry]) -> dict[str, str]:
     the one with the same number (``conv1``, ``bn1``), or the next number in a sequence (``0``, ``1``).
     """
     names = [entry.name for entry in entries]
+    means = {name for name in names if name.endswith(MEAN)}
     channels = {entry.name.removesuffix(VARIANCE): entry.shape for entry in entries if entry.name.endswith(VARIANCE)}
-    channels = {norm: shape for norm, shape in channels.items() if norm + MEAN in names}
-    matrices = [entry for entry in entries if len(entry.shape) > 1 and entry.dtype in FLOATING]
+    channels = {norm: shape for norm, shape in channels.items() if norm + MEAN in means}
+    by_number: dict[tuple[str, str], list[str]] = {}
+    for norm in channels:
+        by_number.setdefault((_block(norm), _number(norm)), []).append(norm)
     alphabetic = names == sorted(names)
     found = {}
-    for index, entry in enumerate(entries):
+    following: list[str] = []
+    for entry in reversed(entries):
         layer, dot, last = entry.name.rpartition(".")
-        if not dot or last != "weight" or entry not in matrices or entry.shape[1] > MOST_INPUTS:
+        if entry.name.endswith(VARIANCE) and layer in channels:
+            following = [layer]
+        if len(entry.shape) < 2 or entry.dtype not in FLOATING:
             continue
-        if alphabetic:
-            candidates = [norm for norm in channels if _same_number(layer, norm)]
-        else:
-            following = (other.name.removesuffix(VARIANCE) for other in _until_matrix(entries[index + 1 :], matrices))
-            candidates = [norm for norm in following if norm in channels][:1]
-        for norm in candidates:
-            if channels[norm] == entry.shape[:1] and _block(norm) == _block(layer):
-                found[entry.name] = norm
-    return {name: norm for name, norm in found.items() if list(found.values()).count(norm) == 1}
-
-
-def _until_matrix(entries: Sequence[Entry], matrices: Sequence[Entry]) -> Sequence[Entry]:
-    end = next((index for index, entry in enumerate(entries) if entry in matrices), len(entries))
-    return entries[:end]
+        if dot and last == "weight" and entry.shape[1] <= MOST_INPUTS:
+            numbered = by_number.get((_block(layer), _next_number(layer)), [])
+            for norm in numbered if alphabetic else following:
+                if channels[norm] == entry.shape[:1] and _block(norm) == _block(layer):
+                    found[entry.name] = norm
+        following = []
+    n_layers = Counter(found.values())
+    return {name: norm for name, norm in found.items() if n_layers[norm] == 1}
 
 
 def _block(module: str) -> str:
     return module.rpartition(".")[0]
 
 
-def _same_number(layer: str, norm: str) -> bool:
-    left, right = (re.search(r"(\d*)$", name.rpartition(".")[2]) for name in (layer, norm))
-    assert left is not None
-    assert right is not None
-    if layer.rpartition(".")[2].isdigit():
-        return right[0] == str(int(left[0]) + 1)
-    return left[0] == right[0]
+def _number(module: str) -> str:
+    found = re.search(r"(\d*)$", module.rpartition(".")[2])
+    assert found is not None
+    return found[0]
+
+
+def _next_number(layer: str) -> str:
+    """The number of the norm after a layer: in a sequence the next one, else its own."""
+    number = _number(layer)
+    return str(int(number) + 1) if number and layer.rpartition(".")[2] == number else number
 
 
 def moved(

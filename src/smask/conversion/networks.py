@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +52,7 @@ def network_of(
     if arch is not None:
         network = architectures.build(arch)
     elif isinstance(module, nn.Module):
-        network = copy.deepcopy(module).cpu()
+        network = _copy_of(module).cpu()
         for name in reversed(checkpoint.prefix.rstrip(".").split(".") if checkpoint.prefix else []):
             if not any(key.startswith(f"{name}.") for key in network.state_dict()):
                 network = nn.Sequential(OrderedDict({name: network}))
@@ -60,7 +60,8 @@ def network_of(
         got = "inputs" if wanted == "calibrate" else True
         raise ArgumentError(wanted, got, "arch or model beside it: a checkpoint does not say what to run")
     have, want = {entry.name for entry in checkpoint.entries}, network.state_dict()
-    differences = [f"{name} is not in the checkpoint" for name in want if name not in have]
+    left_out = {*_tied(network, have), *(name for name in want if name.endswith(COUNTER))}
+    differences = [f"{name} is not in the checkpoint" for name in want if name not in have | left_out]
     differences += [f"{name} is not in the model" for name in have if name not in want]
     state = {entry.name: checkpoint.read(entry.name) for entry in checkpoint.entries if not differences}
     differences += [
@@ -69,8 +70,27 @@ def network_of(
     ]  # fmt: skip
     if differences:
         raise ArchitectureError(tuple(sorted(differences)))
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)
     return network
+
+
+def _copy_of(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise ArchitectureError((f"the model cannot be copied: {str(error).splitlines()[0]}",)) from None
+
+
+def _tied(network: nn.Module, have: Collection[str]) -> dict[str, str]:
+    """Parameters that a checkpoint has under another name alone, each with that: tied ones are often saved once."""
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    return {
+        name: next(other for other in names if other in have)
+        for names in names_of.values() if any(other in have for other in names)
+        for name in names if name not in have
+    }  # fmt: skip
 
 
 def wrapped_in(arch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -82,11 +102,18 @@ def wrapped_in(arch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def completed(checkpoint: Checkpoint, arch: Mapping[str, Any]) -> Checkpoint:
-    """The checkpoint with the counters that old batch norms lack; raises ArchitectureError if it does not fit then."""
-    state = architectures.build(arch, "meta").state_dict()
+    """The checkpoint with the counters that old batch norms lack and both names of tied parameters.
+
+    Raises:
+        ArchitectureError: It does not fit even so.
+    """
+    network = architectures.build(arch, "meta")
+    state = network.state_dict()
     want = {name: (tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype]) for name, tensor in state.items()}
     got = {entry.name: (entry.shape, entry.dtype) for entry in checkpoint.entries}
+    tied = _tied(network, got)
     added = [name for name in want if name.endswith(COUNTER) and name not in got]
+    got |= {name: got[other] for name, other in tied.items()}
     differences = [f"{name} is not in the checkpoint" for name in want if name not in got and name not in added]
     differences += [f"{name} is not in the architecture" for name in got if name not in want]
     differences += [
@@ -97,7 +124,11 @@ def completed(checkpoint: Checkpoint, arch: Mapping[str, Any]) -> Checkpoint:
         raise ArchitectureError(tuple(differences))
 
     def read(name: str) -> Tensor:
-        return torch.tensor(0) if name in added else checkpoint.read(name)
+        return torch.tensor(0) if name in added else checkpoint.read(tied.get(name, name))
 
-    entries = (*checkpoint.entries, *(Entry(name, (), "I64") for name in added))
+    entries = (
+        *checkpoint.entries,
+        *(Entry(name, *got[name], alias_of=other) for name, other in tied.items()),
+        *(Entry(name, (), "I64") for name in added),
+    )
     return replace(checkpoint, entries=entries, read=read)

@@ -55,7 +55,7 @@ class Overlay:
     def near(self, name: str, tensor: Tensor) -> tuple[str, Tensor] | None:
         """As :meth:`over`, for a tensor to be rounded: one that is nearer to that of the base than to zero."""
         found = self.over(name, tuple(tensor.shape), NAME_OF_DTYPE[tensor.dtype])
-        if found is None or origin_problem(found[1]):
+        if found is None or origin_problem(found[1]) or not bool(found[1].to(tensor.dtype).isfinite().all()):
             return None
         energy = tensor.float().square().sum(dtype=torch.float64)
         left = (tensor.float() - found[1].float()).square().sum(dtype=torch.float64)

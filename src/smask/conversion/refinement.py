@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import DivergedError
+from ..errors import ArgumentError, DivergedError
 from ..search.distillation import divergence, outputs_of
 from .inputs import Inputs
 from .leveling import Leveled, leveled, windows
@@ -71,7 +71,11 @@ class Refinement:
         self._statistics = Statistics(teacher, inputs.all())
         # Both go by the same batches, so that nothing but rounding is between them.
         self._teacher, self.student = live(copy.deepcopy(teacher)), live(copy.deepcopy(teacher))
-        self._parameters = dict(self.student.named_parameters())
+        # Each once, under the name that is coded if it has one.
+        named = dict(self.student.named_parameters(remove_duplicate=False))
+        first = {id(parameter): name for name, parameter in reversed(named.items())}
+        first |= {id(named[name]): name for name in names}
+        self._parameters = {name: named[name] for name in named if first[id(named[name])] == name}
         self._spectra: dict[str, tuple[Spectrum, float]] = {}
         self._look()
         self.loss = math.nan
@@ -86,6 +90,7 @@ class Refinement:
 
         Raises:
             DivergedError: The loss is not finite.
+            ArgumentError: The model gives outputs without gradients.
         """
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(parameter.is_floating_point() and name not in self._still)
@@ -109,6 +114,8 @@ class Refinement:
                 wanted = outputs_of(self._teacher(batch))
             got = outputs_of(torch.func.functional_call(self.student, self._rounded(rules), (batch,)))
             loss = divergence(got, wanted)
+            if not loss.requires_grad:
+                raise ArgumentError("refine", n_steps, "a model whose outputs have gradients, or 0")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             newest = float(loss.detach())
@@ -124,8 +131,8 @@ class Refinement:
     def step_of(self, n_bytes: float) -> float:
         """The step at which the planes of the weights, as they are now, have so many bytes by estimate."""
         self._look()
-        largest = math.log2(max(2.0**-60, *(spectrum.largest for spectrum, _ in self._spectra.values())))
-        low, high = largest - 15, largest + 2
+        largest = [max(2.0**-60, spectrum.largest) for spectrum, _ in self._spectra.values() if spectrum.largest]
+        low, high = math.log2(min(largest, default=1.0)) - 15, math.log2(max(largest, default=1.0)) + 2
         while high - low > FINEST:
             middle = (low + high) / 2
             low, high = (middle, high) if self._estimate(2.0**middle) > n_bytes else (low, middle)

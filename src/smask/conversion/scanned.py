@@ -15,6 +15,8 @@ from .rounding import Floats, Rule, Spectrum
 N_LEAST = 256
 # Weights of a tensor that the search looks at.
 N_SAMPLE = 1 << 16
+# Elements of a matrix that are looked at before all of them, for what is a mask.
+N_LOOKED_AT = 1 << 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,5 +59,25 @@ class Scanned:
 
 def is_coded(tensor: Tensor) -> bool:
     """Whether a tensor is a matrix of weights, or more than one, large enough to be rounded."""
-    n_dimensions = sum(size > 1 for size in tensor.shape)
-    return tensor.is_floating_point() and n_dimensions > 1 and tensor.numel() >= N_LEAST
+    return _is_matrix(tensor) and tensor.numel() >= N_LEAST and not is_mask(tensor)
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether a matrix has no other number than one and 0, as causal masks have among the weights of a checkpoint.
+
+    The number may be infinite. To be rounded it would have to be a multiple of a step that weights have, and an error
+    relative to its length would say nothing of theirs; exact it takes few bytes.
+    """
+    if not _is_matrix(tensor) or not tensor.numel():
+        return False
+    # Every k-th element is enough to tell for nearly all matrices.
+    sample = tensor.reshape(-1)[:: tensor.numel() // N_LOOKED_AT | 1]
+    for values in (sample, tensor):
+        others = values[values != 0]
+        if len(others) and not bool((others == others[0]).all()):
+            return False
+    return True
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and sum(size > 1 for size in tensor.shape) > 1

@@ -15,7 +15,7 @@ from .. import integrity
 from ..architectures import arch_of
 from ..errors import ArgumentError
 from ..origins import Base
-from ..recipe import EXTERNAL, Recipe
+from ..recipe import EXTERNAL, Recipe, texts_of
 from .budget import Budget, Target
 from .choice import AUTO, best
 from .decoupled import DecoupledSearch
@@ -184,7 +184,7 @@ def find_masks(
     if origin and start:
         raise ArgumentError("start", start.source, "it or origin: masks over one, or of a seed that begin as the other")
     n_batches = n_batches_of(batches, accumulate)
-    here, floats = torch.device(device), Floats(float_dtype, float_bits, norm_statistics)
+    here, floats, texts = torch.device(device), Floats(float_dtype, float_bits, norm_statistics), texts_of(meta)
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
     original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
     if method == AUTO:
@@ -272,7 +272,7 @@ def find_masks(
 
         def finished(levels: Mapping[str, Tensor]) -> nn.Module:
             recipe = Recipe(
-                seed, coded_tensors(layers, levels, floats), dict(arch_of(original) or EXTERNAL), meta or {},
+                seed, coded_tensors(layers, levels, floats), dict(arch_of(original) or EXTERNAL), texts,
                 origin.digest if origin else None,
                 {name: ("", tensor) for name, tensor in taken.others.items()} if taken and origin else {},
             )  # fmt: skip

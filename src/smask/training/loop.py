@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import integrity
 from ..architectures import arch_of
 from ..errors import ArgumentError, CheckpointError, UnsupportedError
-from ..recipe import EXTERNAL, Recipe, attach
+from ..recipe import EXTERNAL, Recipe, attach, texts_of
 from ..search.identity import fingerprint_of, n_batches_of, name_of
 from ..search.order import Order
 from ..search.precision import Precision
@@ -109,7 +109,7 @@ def train_weights(
         RankError: Processes of the group no longer agree, or one has ended.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
-    masks, outside = dict(masks or {}), dict(outside or {})
+    masks, outside, texts = dict(masks or {}), dict(outside or {}), texts_of(meta)
     for what, got, known in (
         ("optimizer", optimizer, tuple(OPTIMIZERS)), ("rate", rate, tuple(RATES)), ("precision", precision, PRECISIONS),
     ):  # fmt: skip
@@ -149,7 +149,7 @@ def train_weights(
         _run(training, order, n_steps, loss, progress, validate, checkpoints if ranks.rank == 0 else None, own, ranks)
     model.cpu().eval()
     ranks.check_same(weights_trained=integrity.digest(model.state_dict()) if ranks.size > 1 else None)
-    attach(model, Recipe(seed, {}, dict(arch_of(original) or EXTERNAL), meta or {}))
+    attach(model, Recipe(seed, {}, dict(arch_of(original) or EXTERNAL), texts))
     return Trained(model, {name: mask.cpu() for name, mask in training.masks.items()})
 
 

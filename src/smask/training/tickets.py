@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..architectures import arch_of
 from ..errors import ArgumentError, UnsupportedError
-from ..recipe import EXTERNAL, Recipe, attach
+from ..recipe import EXTERNAL, Recipe, attach, texts_of
 from ..search.densities import check_density
 from ..search.ranks import mixed
 from ..search.snapshots import Keeper
@@ -88,7 +88,7 @@ def find_ticket(
         UnsupportedError: An unknown criterion, base or spread.
         DivergedError, ResumeError, CheckpointError: As :func:`smask.training.loop.train_weights`.
     """
-    treatment = treatment or Treatment()
+    treatment, texts = treatment or Treatment(), texts_of(meta)
     if criterion not in CRITERIA:
         raise UnsupportedError("criterion", criterion, tuple(CRITERIA))
     if rounds < 1:
@@ -136,7 +136,7 @@ def find_ticket(
         usual = {"rounds": "1", **vars(Treatment())}
         said = {f"{PREFIX}{key}": text for key, text in given.items() if text != usual.get(key)}
         held = {name: tensor for name, tensor in coded.items() if tensor is not None}
-        attach(ticket, Recipe(seed, held, dict(arch_of(model) or EXTERNAL), {**(meta or {}), **said}))
+        attach(ticket, Recipe(seed, held, dict(arch_of(model) or EXTERNAL), {**texts, **said}))
     return Ticket(ticket, masks, outside)
 
 
