@@ -76,3 +76,22 @@ def test_a_net_of_one_size_is_refused(
     assert main([*line, *(["--density", "0.5"] if command == "ticket" else [])]) == 6
     assert "inputs of shape [1, 6, 6] do not go through the model" in capsys.readouterr().err
     assert not Path("a.smask").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [["--flip"], ["--cutmix", "0.5"], ["--resize", "24:0.6"], ["--shift", "3"], ["--erase", "2"]]
+)
+@pytest.mark.parametrize("command", ["encode", "train"])
+def test_text_is_no_image(
+    command: str,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text("all work and no play " * 100)
+    line = [command, "--task", "lm", "--data", "book.txt", "--arch", "gpt:1x16x1x8", "-q", "-o", "a.smask"]
+    assert main([*line, *options]) == 2
+    assert f"{options[0]}: got" in capsys.readouterr().err
+    assert not Path("a.smask").exists()

@@ -57,7 +57,7 @@ def test_unequal_batches_weigh_as_much_as_they_hold() -> None:
 
 
 def test_left_over_batches_are_not_used() -> None:
-    order = Order([(torch.tensor([i]), None) for i in range(7)], 2, torch.device("cpu"), n_together=3)
+    order = Order([(torch.tensor([i]), None) for i in range(7)], 2, torch.device("cpu"), n_batches=6, n_together=3)
     assert [[int(x) for x, _ in group] for group in order] == [[0, 1, 2], [3, 4, 5]] * 2
     assert (order.epoch, order.taken) == (2, 0)
 

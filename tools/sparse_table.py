@@ -193,7 +193,8 @@ def page(report: Mapping[str, Any]) -> str:
             "## Masks on frozen weights",
             f"`smask encode --method METHOD --target-size SIZE`, MNIST, 300-100, {said(part)}. `rigl-mask` and "
             "`set-mask` have as many weights from the first step to the last and exchange a part of them; `edge-popup` "
-            "has as many and ranks all of them in every step; `auto` ranks weights by scores with the signs of the seed, and has three levels.",
+            "has as many and ranks all of them in every step; `auto` ranks weights by scores with the signs of the "
+            "seed, and has three levels.",
             "\n".join(masks_rows(part["runs"])),
         ]
     return "\n\n".join(parts) + "\n"

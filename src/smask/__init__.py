@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .packs import pack
     from .replacement import materialize
     from .runs.folder import Checkpoints
+    from .runs.rounds import Rounds
     from .runs.size import TargetSize
     from .search.loop import find_masks
     from .sources import open_base
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Checkpoints", "Limits", "SmaskError", "TargetSize", "Tasks", "convert_checkpoint", "decode", "encode",
+    "Checkpoints", "Limits", "Rounds", "SmaskError", "TargetSize", "Tasks", "convert_checkpoint", "decode", "encode",
     "find_masks", "find_ticket", "inspect", "load", "materialize", "open_base", "pack", "save", "train_sparse",
     "train_weights", "verify",
 ]  # fmt: skip
@@ -35,7 +36,8 @@ _HOMES = dict.fromkeys(("decode", "encode", "load", "save"), "codec")
 _HOMES |= {"convert_checkpoint": "conversion.converter", "inspect": "inspection", "find_masks": "search.loop"}
 _HOMES |= {"materialize": "replacement", "open_base": "sources", "verify": "verification"}
 _HOMES |= {"train_weights": "training.loop", "find_ticket": "training.tickets", "train_sparse": "training.sparse"}
-_HOMES |= {"Checkpoints": "runs.folder", "TargetSize": "runs.size", "Tasks": "tasks", "pack": "packs"}
+_HOMES |= {"Checkpoints": "runs.folder", "Rounds": "runs.rounds", "TargetSize": "runs.size"}
+_HOMES |= {"Tasks": "tasks", "pack": "packs"}
 
 
 def __getattr__(name: str) -> Any:

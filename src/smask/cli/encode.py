@@ -195,6 +195,14 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
         rows.insert(
             4, ("one weight left", f"{_some(fields['clamped'])}: at this density nothing, if one were not kept")
         )
+    if job.target_bytes and len(data) < 0.99 * job.target_bytes:
+        rows.insert(
+            4,
+            (
+                "target",
+                f"{n(job.target_bytes)} bytes were asked for; more than half of the weights would bring nothing",
+            ),
+        )
     if "teacher" in found:
         right = f"{found['teacher_accuracy']:.2%} of some training inputs"
         rows.insert(2, ("teacher", f"{screen.safe(found['teacher'])}, right on {right}"))

@@ -116,6 +116,11 @@ class Job:
         if arguments.checkpoint and self._goal is None:
             self._checkpoints(arguments.checkpoint)  # refused before anything is said
 
+    @property
+    def target_bytes(self) -> int | None:
+        """The size asked for, if one was."""
+        return self._target.n_bytes if self._target else None
+
     def run(self) -> tuple[bytes, dict[str, Any]]:
         """Searches; the file, and what there is to say beyond what is in it."""
         arguments = self.arguments
@@ -257,7 +262,7 @@ def task_and_net(arguments: argparse.Namespace, *, trained: str | None = None) -
         text = load_text(arguments.data, reading)
         own = pretrained.own_arch(arguments, text.n_classes) if trained else None
         arch = own or named_nets.architecture(name, n_classes=text.n_classes)
-        task = Language(text, context_of(arch))
+        task = changed(Language(text, context_of(arch)), arguments)
     else:
         data = load_dataset(arguments.data, reading)
         mean, std = data.statistics()

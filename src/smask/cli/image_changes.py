@@ -41,24 +41,23 @@ def changed(task: Task, arguments: argparse.Namespace) -> Task:
     from ..errors import ArgumentError
     from ..search.tasks import Classification
 
+    images = isinstance(task, Classification) and len(task.data.input_shape) == 3 and task.data.augmented
+    wanted = {
+        "shift": "to move", "flip": "to mirror", "erase": "to erase parts of", "cutmix": "to cut rectangles from",
+        "resize": "to make smaller",
+    }  # fmt: skip
+    for option, want in wanted.items():
+        if getattr(arguments, option) and not images:
+            raise ArgumentError(f"--{option}", getattr(arguments, option), f"images {want}")
     if not isinstance(task, Classification):
         return task
-    images = len(task.data.input_shape) == 3 and task.data.augmented
     shift = arguments.shift
     if shift is None:
         shift = 1 if images and min(task.data.input_shape[1:]) >= 16 else 0
-    if arguments.flip and not images:
-        raise ArgumentError("--flip", True, "images to mirror")
-    if arguments.erase and not images:
-        raise ArgumentError("--erase", arguments.erase, "images to erase parts of")
     if arguments.erase and not 0 < arguments.erase <= min(task.data.input_shape[1:]):
         raise ArgumentError("--erase", arguments.erase, f"1 to {min(task.data.input_shape[1:])}, the size of images")
-    if arguments.cutmix and not images:
-        raise ArgumentError("--cutmix", arguments.cutmix, "images to cut rectangles from")
     if not 0 <= arguments.cutmix <= 1:
         raise ArgumentError("--cutmix", arguments.cutmix, "a chance from 0 to 1")
-    if arguments.resize is not None and not images:
-        raise ArgumentError("--resize", arguments.resize, "images to make smaller")
     sizes = () if arguments.resize is None else _sizes_of(arguments.resize, task)
     return replace(task, shift=shift, flip=arguments.flip, erase=arguments.erase, cutmix=arguments.cutmix, sizes=sizes)
 

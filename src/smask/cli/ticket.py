@@ -65,6 +65,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains, prunes, writes, reads back, scores what was read."""
     from .. import codec, container
+    from ..conversion.goals import size_of
     from ..errors import ArgumentError, UnsupportedError
     from ..runs.rounds import Rounds
     from ..search.densities import check_density
@@ -82,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
             check_density(f"--{option.replace('_', '-')}", getattr(arguments, option))
     if arguments.rounds < 1:
         raise ArgumentError("--rounds", arguments.rounds, "1 or more")
+    if arguments.target_size is not None:
+        size_of(arguments.target_size, name="--target-size")
     if not arguments.train:
         treatment.check_file()
         if arguments.target_size is not None:
@@ -99,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         rounds = Rounds(
             arguments.checkpoint, resume=arguments.resume, every=arguments.checkpoint_every, problem=job.problem
         )
+    train.check_size(net, arguments)
     job.describe(name, net)
     ticket, told = _found(job, net, treatment, rounds)
     untrained = job.score(ticket.model)

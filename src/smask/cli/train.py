@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes | None) -> i
         checkpoints = Checkpoints(
             arguments.checkpoint, resume=arguments.resume, every=arguments.checkpoint_every, problem=job.problem
         )
+    check_size(model, arguments)
     job.describe(name, model)
     fields: dict[str, Any] = {"arch": name}
     rows: list[tuple[str, str]] = []
@@ -113,6 +115,29 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes | None) -> i
     rows.append(("trained", f"{screen.n(n_trained)} parameters"))
     job.report(output, scored, fields | {"n_trained": n_trained}, rows)
     return 0
+
+
+def check_size(model: nn.Module, arguments: argparse.Namespace) -> None:
+    """Refuses a size that no file of the net has, before it is trained.
+
+    Raises:
+        ArgumentError: No size.
+        TargetError: One below that of names and small parameters, as they are now.
+    """
+    from ..architectures import arch_of
+    from ..conversion.converter import convert_checkpoint
+    from ..conversion.goals import size_of
+    from ..errors import TargetError
+
+    if arguments.target_size is None:
+        return
+    n_bytes = size_of(arguments.target_size, name="--target-size")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            convert_checkpoint(model.cpu(), Path(folder) / "least.smask", target_size=1, arch=arch_of(model))
+        except TargetError as error:
+            if error.least > n_bytes:
+                raise TargetError(n_bytes, error.least) from None
 
 
 def write(model: nn.Module, output: Path, arguments: argparse.Namespace) -> None:

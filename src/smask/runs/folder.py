@@ -66,11 +66,8 @@ class Checkpoints:
         self._resume, self._place = resume, None if not resume else self._latest()
         self._settings: Mapping[str, Any] = {}
         self._kept_at = time.monotonic()
-        if not resume and (held := self._files()):
-            raise ArgumentError(
-                "checkpoint", str(self.folder),
-                f"a folder without checkpoints, it has {held[-1].name}: --resume goes on from there",
-            )  # fmt: skip
+        if not resume:
+            self._refuse_held()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -85,12 +82,15 @@ class Checkpoints:
         """The latest readable snapshot.
 
         Raises:
+            ArgumentError: The folder holds checkpoints by now, of another search with the same keeper, say.
             ResumeError: It is of other settings.
             CheckpointError: The folder holds checkpoints and none can be read.
         """
         # What JSON gives back is compared with what JSON gives back.
         self._settings = json.loads(json.dumps(settings))
         self._kept_at = time.monotonic()
+        if not self._resume:
+            self._refuse_held()
         failed: CheckpointError | None = None
         for path in reversed(self._files() if self._resume else []):
             try:
@@ -112,7 +112,12 @@ class Checkpoints:
     def keep(self, snapshot: Snapshot) -> None:
         """Writes a snapshot beside the earlier ones, then removes all but the latest; never raises for the system."""
         path = self.folder / f"step-{snapshot.step:08d}.safetensors"
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in snapshot.tensors.items()}
+        tensors, held = dict[str, torch.Tensor](), set[int]()
+        for name, tensor in snapshot.tensors.items():
+            tensor = tensor.detach().cpu().contiguous()
+            # Of tensors that share memory the file has each whole.
+            tensors[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in held else tensor
+            held.add(tensor.untyped_storage().data_ptr())
         metadata = {
             "form": FORM,
             "step": str(snapshot.step),
@@ -136,6 +141,11 @@ class Checkpoints:
                 with contextlib.suppress(OSError):
                     old.unlink()
         self._kept_at = time.monotonic()
+
+    def _refuse_held(self) -> None:
+        if held := self._files():
+            want = f"a folder without checkpoints, it has {held[-1].name}: --resume goes on from there"
+            raise ArgumentError("checkpoint", str(self.folder), want)
 
     def _files(self) -> list[Path]:
         """Checkpoints in order of their steps."""

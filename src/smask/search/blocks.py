@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ArgumentError
-from .objective import called
+from .nested import called
 from .weights import Maskable
 
 

@@ -51,6 +51,10 @@ class Budget:
         densities_at: Density of all layers together to the density of each; may refuse with ArgumentError.
         finished: Masks to the model that the search would give with them now.
         float_bytes: Bytes that one learned float takes in the file, about.
+        fixed: Densities that the caller gave layers, by name.
+
+    Raises:
+        UnreachableError: What the caller fixed is too much.
     """
 
     def __init__(
@@ -60,11 +64,15 @@ class Budget:
         densities_at: Callable[[float], Mapping[str, float]],
         finished: Callable[[Mapping[str, Tensor]], nn.Module],
         float_bytes: float,
+        fixed: Mapping[str, float],
     ) -> None:
+        self._fixed = fixed
         self.target, self.search, self._densities_at, self._finished = target, search, densities_at, finished
         n_floats = sum(tensor.numel() for tensor in search.floats())
         self._others = round(n_floats * float_bytes) + estimated_bytes({}, [])
         self._aim(target.n_bytes - self._others)
+        if fixed:
+            self._least()
 
     def calibrate(self) -> None:
         """Corrects the densities by the size of the file that the search would give now."""
@@ -105,7 +113,7 @@ class Budget:
         low, high = math.log(SPARSEST), math.log(DENSEST)
         if not self._least():
             return self._take(self._at(SPARSEST))
-        middle = min(math.log(self.search.density_at_end()), high - 1e-6)
+        middle = min(math.log(max(self.search.density_at_end(), SPARSEST)), high - 1e-6)
         found, aim = list[tuple[float, float]](), math.log(self.target.n_bytes * (1 - TOLERANCE / 2))
         while self.search.counts(self._at(math.exp(low))) != self.search.counts(self._at(math.exp(high))):
             n_bytes = size(self.search.counts(self._at(math.exp(middle))))
@@ -131,11 +139,11 @@ class Budget:
         return n_bytes <= self.target.n_bytes
 
     def _at(self, density: float) -> Mapping[str, float]:
-        """Densities of the layers; one that the rule refuses, because layers set by the user keep more, is none."""
+        """Densities of the layers; where the rule refuses, as those that the user set keep more, nothing of others."""
         try:
             return self._densities_at(density)
         except ArgumentError:
-            return dict.fromkeys(self.search.layers, 0.0)
+            return dict.fromkeys(self.search.layers, 0.0) | dict(self._fixed)
 
     def _take(self, densities: Mapping[str, float]) -> None:
         for name, layer in self.search.layers.items():

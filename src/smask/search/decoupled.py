@@ -24,14 +24,16 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .blocks import shapes_between
 from .guides import Generator, Guide
-from .objective import Objective, called
+from .nested import called, tensors_in
+from .objective import Objective
 from .optimizer import parameters_of
 from .plan import Plan
 from .precision import Precision
-from .ranks import Ranks, random_at, tensors_in
+from .ranks import Ranks, random_at
 from .recording import Batch, Seen
 from .schedule import Schedule
 from .scores import MaskedWeight
+from .snapshots import plain_state
 from .steps import Search
 from .wires import Between, Inside, Wire
 
@@ -149,11 +151,13 @@ class DecoupledSearch(Search):
             self._shapes[key] = shapes_between(self._plan.blocks, x)
         shapes = self._shapes[key]
         if not self._guides:
-            for place in self._places:
-                if place < len(shapes) - 1:
-                    guide = self._plan.decoupling.guide(shapes[place], shapes[-1], y, self._plan.labels)
-                    guide.ready(self._device)
-                    self._guides[place] = guide
+            # Each process makes guides of its own blocks; what they draw must not move the order of the batches.
+            with torch.random.fork_rng(devices=[]):
+                for place in self._places:
+                    if place < len(shapes) - 1:
+                        guide = self._plan.decoupling.guide(shapes[place], shapes[-1], y, self._plan.labels)
+                        guide.ready(self._device)
+                        self._guides[place] = guide
             self._take_over()
         return shapes
 
@@ -223,9 +227,8 @@ class DecoupledSearch(Search):
         if not self.is_spread:
             return
         found = self.tensors()
-        for kind, here in (("model", self._others), ("buffer", dict(self.model.named_buffers()))):
-            for name, tensor in here.items():
-                tensor.copy_(found[f"{kind}.{name}"])
+        for name, tensor in plain_state(self.model, self._others).items():
+            tensor.copy_(found[name])
         for name, layer in self.layers.items():
             if name not in self.own:
                 levels = found.get(f"levels.{name}")

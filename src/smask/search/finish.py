@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from ..overlays import equal_bits
 from ..recipe import Recipe, attach
 from ..reconstruction import reconstruct
 from .scores import MaskedWeight
+from .snapshots import copied
 from .statistics import folded
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -127,7 +127,7 @@ def finished_model(
                 else:
                     value = floats.fine(value)
             state[name] = value
-    model = copy.deepcopy(original)
+    model = copied(original)
     model.load_state_dict(state, strict=True)  # copies, so that what is shared stays shared
     attach(model, recipe)
     return model.cpu().eval()

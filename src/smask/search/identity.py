@@ -19,7 +19,10 @@ def n_batches_of(batches: object, accumulate: int = 1) -> int:
     """
     if accumulate < 1:
         raise ArgumentError("accumulate", accumulate, "1 or more batches")
-    n_batches = len(batches) if isinstance(batches, Sized) else 0
+    try:
+        n_batches = len(batches) if isinstance(batches, Sized) else 0
+    except TypeError:  # a loader over a data set that has none
+        n_batches = 0
     if not n_batches:
         raise ArgumentError("batches", type(batches).__name__, "an iterable that has a length and is not empty")
     if n_batches < accumulate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,9 +33,9 @@ from .progress import Progress
 from .ranks import Ranks
 from .run import Run
 from .schedule import Schedule
-from .settings import check_settings
+from .settings import check_kinds, check_settings, number_of, whole_of
 from .shards import share_rows
-from .snapshots import Keeper
+from .snapshots import Keeper, check_state, copied
 from .steps import Search
 from .weights import maskable, zero_biases
 
@@ -106,7 +105,8 @@ def find_masks(
 
     Args:
         model: Any module; it is copied, not changed. Parameters that are not masked are trained if they require a
-            gradient. A model from :mod:`smask.architectures` needs no module at load.
+            gradient; weights of the kinds above are masked even if they do not. A model from
+            :mod:`smask.architectures` needs no module at load.
         batches: Sized and iterable once an epoch; gives (inputs, targets): tensors, or tuples, lists or mappings of
             them. Inputs that are a tuple or list are the arguments of the model, those of a mapping its keywords. A
             method ``set_progress`` is called before each epoch with the part of them that is done.
@@ -180,13 +180,16 @@ def find_masks(
         RankError: Processes of the group no longer agree, or one has ended.
         ResumeError, CheckpointError: From ``checkpoints``, whose last one is of other settings or damaged.
     """
+    density, lr, seed = number_of("density", density), number_of("lr", lr), whole_of("seed", seed)
     check_settings(method, base, scale, initial, epochs, lr, seed, hold, settle, float_bits, patience)
+    check_kinds(target, origin=origin, start=start, checkpoints=checkpoints)
+    check_state(model)
     if origin and start:
         raise ArgumentError("start", start.source, "it or origin: masks over one, or of a seed that begin as the other")
     n_batches = n_batches_of(batches, accumulate)
     here, floats, texts = torch.device(device), Floats(float_dtype, float_bits, norm_statistics), texts_of(meta)
     objective = Objective.of(loss, teacher, teacher_weight, here, teacher_loss)
-    original, model, ranks = model, copy.deepcopy(model), Ranks(group, here)
+    original, model, ranks = model, copied(model), Ranks(group, here)
     if method == AUTO:
         n_bytes = target.n_bytes if target else None
         known = {"trained": origin is not None, "begun": start is not None}
@@ -281,11 +284,12 @@ def find_masks(
 
         shared = search.allotted if method_of.worth else densities_at
         n_bytes_float = N_BYTES_FLOAT if float_bits is None else (float_bits + 3) / 8
-        budget = Budget(target, search, shared, finished, n_bytes_float) if target else None
-        order = Order(batches, epochs, here, n_together=accumulate)
+        budget = Budget(target, search, shared, finished, n_bytes_float, fixed) if target else None
+        order = Order(batches, epochs, here, n_batches=n_batches, n_together=accumulate)
         keeper = checkpoints if ranks.rank == 0 else None
         Run(search, order, epochs, n_batches, objective, progress, validate, patience, keeper, budget).go(settings)
         search.gather()
         found = finished(search.fix())
-    ranks.check_same(weights_found=integrity.digest(found.state_dict()))
+    if ranks.size > 1:
+        ranks.check_same(weights_found=integrity.digest(found.state_dict()))
     return found

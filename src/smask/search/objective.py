@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ArgumentError
 from .distillation import outputs_of, relative_entropy
+from .nested import called
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +70,3 @@ class Objective:
         if self.teacher_weight == 1:
             return apart
         return self.teacher_weight * apart + (1 - self.teacher_weight) * self.loss(outputs, y)
-
-
-def called(model: nn.Module, x: Any) -> Any:
-    """Outputs for inputs that are one argument, a tuple or list of arguments, or a mapping of keyword arguments."""
-    if isinstance(x, Mapping):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple | list) else model(x)

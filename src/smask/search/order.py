@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
+from .nested import pair_of
+
 
 class Order:
     """Goes through the batches epoch by epoch and knows where it is.
@@ -21,18 +24,26 @@ class Order:
         batches: Iterable once an epoch.
         n_epochs: How often.
         device: Of the search; the generator of a CUDA device is restored too.
+        n_batches: Batches of an epoch that are used at least.
         n_together: Batches that are one step; those of an epoch that are left over are not used.
     """
 
     def __init__(
-        self, batches: Iterable[tuple[Any, Any]], n_epochs: int, device: torch.device, *, n_together: int = 1
-    ) -> None:
+        self, batches: Iterable[tuple[Any, Any]], n_epochs: int, device: torch.device, *, n_batches: int,
+        n_together: int = 1,
+    ) -> None:  # fmt: skip
         self._batches, self._n_epochs, self._device, self._n_together = batches, n_epochs, device, n_together
+        self._n_batches = n_batches
         self.epoch, self.taken = 0, 0
         self._start: dict[str, Tensor] = {}
         self._resumed: dict[str, Tensor] | None = None
 
     def __iter__(self) -> Iterator[list[tuple[Any, Any]]]:
+        """Batches that are one step together.
+
+        Raises:
+            ArgumentError: An epoch of fewer batches than there should be, or something else than pairs.
+        """
         while self.epoch < self._n_epochs:
             if self._resumed is not None:
                 self._set_generators(self._start)
@@ -49,11 +60,14 @@ class Order:
                 self._resumed = None
             together: list[tuple[Any, Any]] = []
             for batch in iterator:
-                together.append(batch)
+                together.append(pair_of(batch))
                 if len(together) == self._n_together:
                     self.taken += len(together)
                     yield together
                     together = []
+            if self.taken < self._n_batches:
+                got = f"{self.taken} of {self._n_batches} in epoch {self.epoch + 1}"
+                raise ArgumentError("batches", got, "as many in each as their length says, so no iterator")
             self.epoch, self.taken = self.epoch + 1, 0
 
     def numbers(self) -> dict[str, int]:

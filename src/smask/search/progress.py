@@ -52,6 +52,7 @@ class Meter:
     def __init__(self, ranks: Ranks, whole: Callable[[Tensor], Tensor] | None = None) -> None:
         self._ranks, self._whole = ranks, whole or (lambda loss: loss)
         self._losses: list[Tensor] = []
+        self._n_checked = 0
         self._right: list[Tensor] = []
         self._n_inputs = 0
 
@@ -69,15 +70,16 @@ class Meter:
         self._losses.append(loss)
 
     def check(self, step: int, place: str | None) -> None:
-        """Looks at all losses up to this step.
+        """Looks at the losses up to this step, each once.
 
         Raises:
             DivergedError: One is not finite; it names the first such step.
         """
-        if not self._losses:
+        if self._n_checked == len(self._losses):
             return
-        losses = self._whole(torch.stack(self._losses))
-        self._losses = [*losses]
+        losses = self._whole(torch.stack(self._losses[self._n_checked :]))
+        self._losses[self._n_checked :] = [*losses]
+        self._n_checked = len(self._losses)
         bad = losses.isfinite().logical_not_().nonzero()
         if len(bad):
             first = int(bad[0])
@@ -94,5 +96,5 @@ class Meter:
             self._ranks.sum([counted])
             n_right, n_inputs = counted.tolist()
             accuracy = n_right / n_inputs if n_inputs else None
-        self._losses, self._right, self._n_inputs = [], [], 0
+        self._losses, self._right, self._n_inputs, self._n_checked = [], [], 0, 0
         return loss, accuracy

@@ -20,9 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import ArgumentError, RankError, SmaskError
 from ..integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
+from .nested import mapped, tensors_in
 from .snapshots import Snapshot
 
 # Tensors of at least so many elements travel alone, all others together.
@@ -274,25 +276,13 @@ def mixed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:8], "little") >> 1
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Tensors of a batch, also those in tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from tensors_in(part)
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from tensors_in(part)
+def _rows(batch: Any, rows: slice, n: int) -> Any:
+    def of(tensor: Tensor | PackedSequence) -> Tensor:
+        if isinstance(tensor, PackedSequence):
+            raise ArgumentError("batches", "packed sequences", "padded ones, where processes share a batch")
+        if tensor.dim() and len(tensor) != n:
+            got = f"tensors of {n} and of {len(tensor)} rows"
+            raise ArgumentError("batches", got, "as many rows in all of a batch, where processes share it")
+        return tensor[rows] if tensor.dim() else tensor
 
-
-def _rows(value: Any, rows: slice, n: int) -> Any:
-    if isinstance(value, Tensor) and value.dim():
-        if len(value) != n:
-            raise ArgumentError("batches", f"tensors of {n} and of {len(value)} rows", "as many rows in all of a batch")
-        return value[rows]
-    if isinstance(value, Mapping):
-        return {name: _rows(part, rows, n) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_rows(part, rows, n) for part in value]
-    return value
+    return mapped(batch, of)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError
 from .budget import Budget
+from .nested import moved
 from .objective import Objective
 from .order import Order
 from .progress import Meter, Progress
@@ -60,23 +61,30 @@ class Run:
         search = self.search
         for batch in () if search.finished else self.order:
             if self.budget and self.budget.due():
+                self.meter.check(search.done, place)
                 self.budget.calibrate()
             if self.budget and search.done == search.schedule.n_search and not search.levels:
+                self.meter.check(search.done, place)
                 self.budget.meet()
-            here = [(moved(x, self.device), moved(y, self.device)) for x, y in batch]
-            if search.done == self.first_step and self.ranks.size > 1:
+            here = [moved(one, self.device) for one in batch]
+            # At the start of every epoch: orders that differ may begin alike.
+            if self.ranks.size > 1 and (search.done == self.first_step or self.order.taken == len(batch)):
                 self.ranks.check_same(batches=batch_digest(here))
             value = search.step(here, self.objective, seen=self.meter.seen)
             self.meter.add(value)
             if self.patience and not self.validate:
                 self.epoch_losses = self.epoch_losses + value
-            if search.finished and self.budget:  # floats moved since the masks were fixed, and their bytes with them
-                self.budget.meet()
-                search.keep(search.levels_of(search.counts()))
-            if search.done % N_REFRESH == 0 or search.finished:
+            ended = search.finished
+            if ended:
+                self._finish(place)
+            if search.done % N_REFRESH == 0 or ended:
                 self._report(place)
             if self.order.taken == self.n_batches:
+                self.meter.check(search.done, place)
                 self._after_epoch()
+            if search.finished and not ended:  # by patience, where no step is left for floats alone
+                self._finish(place)
+                self._report(place)
             if self._due():
                 self.meter.check(search.done, place)
                 snapshot = self._snapshot()
@@ -85,6 +93,13 @@ class Run:
                     place = keeper.place
             if search.finished:
                 break
+
+    def _finish(self, place: str | None) -> None:
+        """Masks to the size that is wanted: floats moved since they were fixed, and their bytes with them."""
+        self.meter.check(self.search.done, place)
+        if self.budget:
+            self.budget.meet()
+            self.search.keep(self.search.levels_of(self.search.counts()))
 
     def _due(self) -> bool:
         """Whether to keep a snapshot now; where that takes all ranks they look only now and then."""
@@ -149,14 +164,3 @@ class Run:
         self.best = -math.inf if numbers["best"] is None else float(numbers["best"])
         self.epoch_losses = self.search.part(kept.tensors["losses"].to(self.device))
         self.first_step = kept.step
-
-
-def moved(value: Any, device: torch.device) -> Any:
-    """Tensors on the device, also those in tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {name: moved(part, device) for name, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [moved(part, device) for part in value]
-    return value

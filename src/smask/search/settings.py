@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 import math
+import operator
+from typing import Any
 
 from ..bases import N_WEIGHTS_PER_WORD
 from ..errors import ArgumentError, UnsupportedError
 from .choice import AUTO
 from .methods import METHODS
 from .pretrained import INITIAL
+
+KEEPER = ("last", "due", "keep", "place")
+
+
+def number_of(name: str, value: Any) -> float:
+    """A plain number, also of one of numpy or torch.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(name, value, "a number") from None
+
+
+def whole_of(name: str, value: Any) -> int:
+    """A plain whole number, also of one of numpy or torch.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        raise ArgumentError(name, value, "a whole number") from None
+
+
+def check_kinds(target: object, *, origin: object, start: object, checkpoints: object) -> None:
+    """Raises ArgumentError where one is given that is not of its kind: a path in place of what is made of it, say."""
+    for name, value, members, want in (
+        ("target", target, ("n_bytes", "measure"), 'a target, such as smask.TargetSize("8kB")'),
+        ("origin", origin, ("digest", "entry"), "a base, such as smask.open_base(path)"),
+        ("start", start, ("digest", "entry"), "a base, such as smask.open_base(path)"),
+        ("checkpoints", checkpoints, KEEPER, "what keeps them, such as smask.Checkpoints(folder)"),
+    ):
+        if value is not None and not all(hasattr(value, member) for member in members):
+            raise ArgumentError(name, value, want)
 
 
 def check_settings(

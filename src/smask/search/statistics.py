@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .objective import called
+from .nested import called
 
 PARTS = ("weight", "bias", "running_mean", "running_var")
 

@@ -13,7 +13,8 @@ from .allotment import Allotments
 from .densities import cubic
 from .exchange import exchange_some
 from .initialisation import START_DENSITY
-from .objective import Objective, called
+from .nested import called
+from .objective import Objective
 from .optimizer import forget_gradients, moments_of, optimizer_of, parameters_of, restore_moments, set_rate
 from .precision import Precision
 from .ramps import place_ramps
@@ -21,6 +22,7 @@ from .ranks import Ranks, running_statistics
 from .recording import Batch, Recorder, Seen
 from .schedule import Schedule
 from .scores import MaskedWeight
+from .snapshots import plain_state
 from .statistics import lasting
 
 # Steps between two looks at the thresholds and at the loss.
@@ -265,8 +267,7 @@ class Search:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the state, not copied."""
-        found = {f"model.{name}": p.detach() for name, p in self._others.items()}
-        found |= {f"buffer.{name}": b for name, b in self.model.named_buffers()}
+        found = plain_state(self.model, self._others)
         for name, layer in self.layers.items():
             found |= {f"layer.{name}.{part}": tensor for part, tensor in layer.tensors().items()}
         found |= {f"levels.{name}": levels for name, levels in self.levels.items()}
@@ -287,9 +288,8 @@ class Search:
         for name, layer in self.layers.items():
             layer.density, layer.now = numbers["densities"][name], numbers["now"][name]
         with torch.no_grad():
-            for kind, here in (("model", self._others), ("buffer", dict(self.model.named_buffers()))):
-                for name, tensor in here.items():
-                    tensor.copy_(tensors[f"{kind}.{name}"])
+            for name, tensor in plain_state(self.model, self._others).items():
+                tensor.copy_(tensors[name])
         self.levels = {name: tensors[f"levels.{name}"] for name in self.layers if f"levels.{name}" in tensors}
         for name, layer in self.layers.items():
             layer.restore(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..errors import ArgumentError
 from .norms import normed
@@ -92,7 +93,11 @@ def maskable(model: nn.Module, only: Collection[str] | None = None) -> dict[str,
     for path, module, fan_in in _modules(model):
         own = [(name, p) for name, p in module.named_parameters(path, recurse=False) if "bias" not in _last(name)]
         biases = tuple(name for name, _ in module.named_parameters(path, recurse=False) if "bias" in _last(name))
-        for _, weight in own:
+        for name, weight in own:
+            if isinstance(weight, UninitializedParameter):
+                raise ArgumentError(
+                    name, "a weight without a shape", "a model that has seen an input, for lazy modules"
+                )
             if weight.dim() >= 2 and weight.numel():
                 bias = module.bias if isinstance(module, BIASED) and weight is module.weight else None
                 bias = None if id(bias) in shared else bias
@@ -118,7 +123,8 @@ def zero_biases(
 ) -> frozenset[str]:
     """Biases of masked modules start at zero, those given as they are, and stay so if they are not learned.
 
-    Those that start at zero before a batch norm, which takes them out, are not: nobody hears them, a file has them.
+    Those that require no gradient are not touched. Those that start at zero before a batch norm, which takes them out,
+    are not learned: nobody hears them, a file has them.
 
     Returns:
         Their names.
@@ -127,7 +133,7 @@ def zero_biases(
     unheard = {name for one in weights.values() if one.normed for name in one.biases if name not in given}
     for name in names:
         bias = model.get_parameter(name)
-        if name not in given:
+        if name not in given and bias.requires_grad:
             nn.init.zeros_(bias)
         bias.requires_grad_(learn and bias.requires_grad and name not in unheard)
     return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from ..architectures import arch_of
 from ..errors import ArgumentError, CheckpointError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe, attach, texts_of
 from ..search.identity import fingerprint_of, n_batches_of, name_of
+from ..search.nested import moved
 from ..search.order import Order
 from ..search.precision import Precision
 from ..search.progress import Meter, Progress
 from ..search.ranks import Ranks
-from ..search.run import moved
-from ..search.snapshots import Keeper, Snapshot
+from ..search.settings import check_kinds, whole_of
+from ..search.snapshots import Keeper, Snapshot, check_state, copied
 from ..search.weights import maskable
 from .optimizers import OPTIMIZERS, RATES
 from .steps import Change, Training
@@ -116,9 +116,14 @@ def train_weights(
         if got not in known:
             raise UnsupportedError(what, got, known)
     lr = OPTIMIZERS[optimizer].lr if lr is None else lr
+    seed = whole_of("seed", seed)
     _check(lr, weight_decay, epochs, seed)
+    check_kinds(None, origin=None, start=None, checkpoints=checkpoints)
+    check_state(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError("model", "no parameter that requires a gradient", "some to train")
     n_batches, here = n_batches_of(batches), torch.device(device)
-    original, model = model, copy.deepcopy(model)
+    original, model = model, copied(model)
     _check_masks(model, masks, outside)
     own = {
         "optimizer": optimizer, "lr": lr, "rate": rate, "weight_decay": weight_decay, "epochs": epochs, "seed": seed,
@@ -145,7 +150,7 @@ def train_weights(
             weight_decay=weight_decay, rate=lambda step: lr * factor(step / n_steps), change=change,
             precision=Precision(precision, here),
         )  # fmt: skip
-        order = Order(batches, epochs, here)
+        order = Order(batches, epochs, here, n_batches=n_batches)
         _run(training, order, n_steps, loss, progress, validate, checkpoints if ranks.rank == 0 else None, own, ranks)
     model.cpu().eval()
     ranks.check_same(weights_trained=integrity.digest(model.state_dict()) if ranks.size > 1 else None)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import bitcoding
-from ..search.objective import called
+from ..search.nested import called
 from ..search.precision import Precision
+from ..search.snapshots import plain_state
 from .optimizers import Optimizer
 
 
@@ -180,8 +181,7 @@ class Training:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the state, not copied."""
-        found = {f"model.{name}": p.detach() for name, p in self.model.named_parameters()}
-        found |= {f"buffer.{name}": b for name, b in self.model.named_buffers()}
+        found = plain_state(self.model, dict(self.model.named_parameters()))
         found |= {f"mask.{name}": mask for name, mask in self.masks.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{index}.{part}": m for part, m in moments.items() if isinstance(m, Tensor)}
@@ -197,13 +197,9 @@ class Training:
         """
         self.done = step
         with torch.no_grad():
-            for kind, here in (
-                ("model", dict(self.model.named_parameters())),
-                ("buffer", dict(self.model.named_buffers())),
-                ("mask", self.masks),
-            ):
-                for name, tensor in here.items():
-                    tensor.copy_(tensors[f"{kind}.{name}"])
+            here = plain_state(self.model, dict(self.model.named_parameters()))
+            for name, tensor in (here | {f"mask.{name}": mask for name, mask in self.masks.items()}).items():
+                tensor.copy_(tensors[name])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):

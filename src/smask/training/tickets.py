@@ -15,6 +15,7 @@ from ..errors import ArgumentError, UnsupportedError
 from ..recipe import EXTERNAL, Recipe, attach, texts_of
 from ..search.densities import check_density
 from ..search.ranks import mixed
+from ..search.settings import whole_of
 from ..search.snapshots import Keeper
 from .criteria import CRITERIA, kept_by
 from .initial import initial_model, origins_of
@@ -88,9 +89,11 @@ def find_ticket(
         UnsupportedError: An unknown criterion, base or spread.
         DivergedError, ResumeError, CheckpointError: As :func:`smask.training.loop.train_weights`.
     """
-    treatment, texts = treatment or Treatment(), texts_of(meta)
+    treatment, texts, seed = treatment or Treatment(), texts_of(meta), whole_of("seed", seed)
     if criterion not in CRITERIA:
         raise UnsupportedError("criterion", criterion, tuple(CRITERIA))
+    if checkpoints is not None and not callable(checkpoints):
+        raise ArgumentError("checkpoints", checkpoints, "one for each round, such as smask.Rounds(folder)")
     if rounds < 1:
         raise ArgumentError("rounds", rounds, "1 or more")
     if not 0 <= seed < 2**64:
