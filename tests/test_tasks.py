@@ -607,6 +607,16 @@ def test_groups_of_nothing() -> None:
     assert smask.Tasks(data).extract("b") == empty
 
 
+@pytest.mark.clause("M-14")
+def test_first_task_of_nothing() -> None:
+    """What it lacks is not looked for in the second."""
+    one = smask.encode({"x": torch.ones(3)}, Recipe(0, {}))
+    data = smask.pack({"a": smask.encode({}, Recipe(0, {})), "b": one, "c": one})
+    assert smask.verify(data).same
+    assert smask.Tasks(data).extract("c") == one
+    assert [record.same for record in manifest_of(data).tensors] == [None, None]
+
+
 def test_many_tasks_take_time_in_proportion() -> None:
     """Each of ten thousand tasks is found without a look at all others."""
     n = 10_000

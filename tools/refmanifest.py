@@ -174,15 +174,15 @@ def read_manifest(text: bytes) -> Record:
     for group in m.groups:
         need(len({r.name for r in group}) == len(group), "M-05", "name twice")
     first: dict[str, Record] = {}
-    for group in m.groups:
-        holding: dict[str, Record] = {}  # the earlier records of the task that have bytes of their own
+    for number, group in enumerate(m.groups):
+        # the earlier records of the task that have bytes of their own
+        holding: dict[str, Record] = {} if number else first
         for r in group:
             check_record(r, first | holding)
             if not r.same:
                 holding[r.name] = r
             r.values = r.parameters if r.planes or r.same or r.copied else [(r.stored, r.size)]
             r.width = WIDTH[r.stored] if r.planes and r.stored else 0
-        first = first or holding
     coded = [r for r in m.tensors if r.planes]
     seeded = any(not r.width and r.base not in ("file", "one") for r in coded)
     need((m.seed is not None) == seeded, "M-08", "no seed, or nothing to use it")

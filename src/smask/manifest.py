@@ -150,13 +150,13 @@ def _check(manifest: Manifest, limits: Limits) -> None:
     first: dict[str, Record] = {}
     for group in manifest.groups:
         _check_distinct([manifest.tensors[index].name for index in group], "M-05", "manifest tensors")
-    for group in manifest.groups:
-        earlier: dict[str, Record] = {}
+    for number, group in enumerate(manifest.groups):
+        # By number: the first task may have no records, and is the first all the same.
+        earlier = {} if number else first
         for index in group:
             record = manifest.tensors[index]
             check_record(record, named_holder(record, earlier, first), f"manifest tensors[{index}] {record.name!r}")
             earlier[record.name] = record
-        first = first or earlier
     coded = any(record.seeded for record in manifest.tensors)
     if coded != (manifest.seed is not None):
         got, want = ("none", "a seed for the bases") if coded else (manifest.seed, "none where no base needs it")
