@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 import smask
 from smask import container, floats, manifest, records
 from smask.dtypes import N_BYTES_OF_DTYPE
-from smask.recipe import EXTERNAL
+from smask.recipe import EXTERNAL, Recipe
 from vector_over import over_file, over_unfit, refused_over
 from vector_tasks import refused_apart, refused_tasks, tasks_apart_file, tasks_file
 from vector_values import refused_changes, values_file
@@ -138,6 +139,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
             "E-05",
         ),
         "range-without-density": (by_range(good, (2, 0), b""), "FormatError", "E-01"),
+        "tied-to-other-bytes": (untied_file(), "FormatError", "A-07"),
         "scale-subnormal": (bad_scale(good, 2.0**-130), "FormatError", "R-02"),
     }
     for file, changes in (
@@ -169,6 +171,13 @@ def bad_scale(good: bytes, value: float) -> bytes:
     fields["tensors"][0]["scale"] = ["tensor", "F32"]
     fields["blobs"] = [["raw", len(blob)] for blob in blobs]
     return container.pack(manifest.canonical(fields), blobs)
+
+
+def untied_file() -> bytes:
+    """Two layers with one parameter by the architecture, and with two by the records."""
+    layer = {"op": "linear", "inputs": 2, "outputs": 2, "bias": False}
+    state = {"0.weight": torch.ones(2, 2), "1.weight": torch.full((2, 2), 5.0)}
+    return smask.encode(state, Recipe(0, {}, {"layers": [layer, layer | {"tied": "0.weight"}]}))
 
 
 def plain_file(values: list[int], stored: str, dtype: str) -> bytes:
