@@ -47,6 +47,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
     flipped = bytearray(good)
     flipped[11 + n_manifest] ^= 1
     arch = lambda *layers: lambda fields: fields.update(arch={"layers": list(layers)})  # noqa: E731
+    named = lambda name: {"op": "linear", "inputs": 2, "outputs": 2, "bias": False, "name": name}  # noqa: E731
     deep: Any = []
     for _ in range(9):
         deep = [{"op": "stack", "layers": deep}]
@@ -96,7 +97,11 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "unknown-argument": (arch({"op": "linear", "inputs": 2, "outputs": 2, "init": "x"}), "FormatError", "A-01"),
         "huge-layer": (arch({"op": "linear", "inputs": 2**31, "outputs": 2}), "FormatError", "A-01"),
         "deep-nesting": (arch(*deep), "FormatError", "A-02"),
-        "name-of-method": (arch({"op": "linear", "inputs": 2, "outputs": 2, "bias": False, "name": "forward"}), "FormatError", "A-03"),
+        "name-of-method": (arch(named("forward")), "FormatError", "A-03"),
+        "name-of-sequential": (arch(named("append")), "FormatError", "A-03"),
+        "name-of-ours": (arch(named("smask_arch")), "FormatError", "A-03"),
+        "name-with-underscore": (arch(named("_a")), "FormatError", "A-03"),
+        "name-of-shortcut": (arch({"op": "residual", "body": [named("shortcut")]}), "FormatError", "A-03"),
         "normalize-by-zero": (arch({"op": "normalize", "mean": [0.0], "std": [0.0]}), "FormatError", "A-04"),
         "groups-that-do-not-divide": (arch({"op": "conv2d", "inputs": 3, "outputs": 4, "kernel": 1, "groups": 2}), "FormatError", "A-05"),
         "heads-that-do-not-divide": (arch({"op": "attention", "features": 3, "heads": 2}), "FormatError", "A-05"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from torch import nn
 
 from .errors import FormatError, UnsupportedError
-from .layers import Attention, ChannelPad, GlobalAveragePool, InputNorm, Positions, Residual
+from .layers import RESERVED, TAKEN, WRAPPER, Attention, ChannelPad, GlobalAveragePool, InputNorm, Positions, Residual
 from .manifest import canonical
 
 ATTRIBUTE = "smask_arch"
@@ -171,7 +171,8 @@ class ResidualBlock(_Layer, tag="residual", frozen=True):
     relu: bool = False
 
     def build(self, device: Device) -> nn.Module:
-        return Residual(_children(self.body, device), _children(self.shortcut, device), relu=self.relu)
+        body = _children(self.body, device, TAKEN | {"shortcut"})
+        return Residual(body, _children(self.shortcut, device), relu=self.relu)
 
 
 Plain: TypeAlias = Literal["flatten", "relu", "gelu", "silu", "tanh", "sigmoid", "identity", "global-average-pool"]
@@ -265,11 +266,11 @@ def _tie(model: nn.Module) -> None:
         earlier |= dict(module.named_parameters(path, recurse=False))
 
 
-def _children(layers: Sequence[Layer], device: Device) -> OrderedDict[str, nn.Module]:
+def _children(layers: Sequence[Layer], device: Device, taken: Container[str] = TAKEN) -> OrderedDict[str, nn.Module]:
     children: OrderedDict[str, nn.Module] = OrderedDict()
     for index, layer in enumerate(layers):
         name = str(index) if isinstance(layer, str) or layer.name is None else layer.name
-        if name in children or hasattr(nn.Module, name):
+        if name in children or name in taken or (name.startswith(RESERVED) and name != WRAPPER):
             raise FormatError("A-03", f"arch layer {index}", f"name {name!r}", "a name that is free")
         children[name] = PLAIN[layer]() if isinstance(layer, str) else layer.build(device)
     return children
