@@ -70,6 +70,18 @@ def test_limits(limits: Limits, limit: str, asked: int) -> None:
     manifest.parse(manifest.emit(example()), limits=Limits(max_weights=8, max_tensors=2))
 
 
+@pytest.mark.clause("L-01")
+@pytest.mark.parametrize(
+    ("shape", "extent"), [((0, 6), 6), ((5, 0, 0), 5), ((0,), 2), ((), 2), ((2**62, 2**62, 0), 2**124)]
+)
+def test_a_dimension_of_zero_counts_as_one(shape: tuple[int, ...], extent: int) -> None:
+    scales = {"scale": Scale("tensor", "F32"), "offset": Scale("tensor", "F32")}
+    text = manifest.emit(example([Record("w", shape, planes=1, **scales)]))
+    with pytest.raises(LimitError) as caught:
+        manifest.parse(text, limits=Limits(max_weights=extent - 1))
+    assert caught.value.asked == extent
+
+
 @pytest.mark.clause("M-05")
 @pytest.mark.clause("M-09")
 def test_many_records_are_judged_without_quadratic_work() -> None:

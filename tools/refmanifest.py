@@ -211,7 +211,8 @@ def check_limits(tensors: list[Record]) -> None:
         r.size, channels = math.prod(r.shape), r.shape[0] if r.shape else 1
         pairs = [pair for pair in (r.scale, r.offset) if pair]
         r.parameters = [(dtype, channels if axis == "channel" else 1) for axis, dtype in pairs]
-        elements += max(r.size, sum(count for _, count in r.parameters))
+        extent = math.prod(dimension or 1 for dimension in r.shape)
+        elements += max(extent, sum(count for _, count in r.parameters))
     need(elements <= MAX_ELEMENTS, "L-01", "too many elements", OverLimit)
 
 

@@ -91,6 +91,8 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "unknown-kind": (lambda fields: fields.update(arch={"kind": "registry"}), "UnsupportedError", None),
         "terabytes": (set_record(shape=[10**8, 10**7]), "LimitError", None),
         "beyond-64-bits": (set_record(shape=[2**62, 2**62, 2**62]), "LimitError", None),
+        "nothing-of-terabytes": (set_record(shape=[0, 2**40]), "LimitError", None),
+        "nothing-beyond-64-bits": (set_record(shape=[2**62, 2**62, 0]), "LimitError", None),
         "blob-too-long": (lambda fields: fields["blobs"][-1].__setitem__(1, 2**62), "FormatError", "C-04"),
         "other-shape": (set_record(shape=[3, 4]), "FormatError", "B-02"),
         "import-me": (arch({"op": "os.system"}), "UnsupportedError", None),

@@ -44,7 +44,8 @@ class Limits:
     """What a file may ask for. Checked with Python integers before anything is allocated.
 
     Attributes:
-        max_weights: Elements of all tensors together.
+        max_weights: Elements of all tensors together; of each, a dimension of 0 counts as 1, and scales and offsets
+            count instead where they are more.
         max_tensors: Tensors in a file.
         max_manifest_bytes: Size of the manifest text.
     """

@@ -142,9 +142,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 def _check(manifest: Manifest, limits: Limits) -> None:
     limits.check("max_tensors", len(manifest.tensors))
-    # A tensor without elements can still ask for a scale a channel.
-    n_values = [max(record.n_weights, sum(n for n, _ in record.parameters())) for record in manifest.tensors]
-    limits.check("max_weights", sum(n_values))
+    limits.check("max_weights", sum(record.extent for record in manifest.tensors))
     if manifest.tasks:
         _check_tasks(manifest)
     first: dict[str, Record] = {}

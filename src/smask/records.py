@@ -82,6 +82,14 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
         return math.prod(self.shape)
 
     @property
+    def extent(self) -> int:
+        """What limits go by: elements as they would be without a dimension of 0, or scales and offsets, if more.
+
+        A tensor without elements has dimensions all the same, which libraries multiply.
+        """
+        return max(math.prod(size or 1 for size in self.shape), sum(n for n, _ in self.parameters()))
+
+    @property
     def has_levels(self) -> bool:
         """Whether the planes hold levels, from which the formula makes weights."""
         return self.planes is not None and self.base != "values"
