@@ -168,7 +168,7 @@ def read_manifest(text: bytes) -> Record:
     check_fields(manifest)
     m = with_defaults(manifest, MANIFEST)
     m.tensors = [with_defaults(members, RECORD) for members in m.tensors]
-    check_limits(m.tensors)
+    check_limits(m.tensors, len(m.tasks))
     m.tasks = [with_defaults(members, TASK) for members in m.tasks]
     m.groups = check_tasks(m)
     for group in m.groups:
@@ -204,8 +204,8 @@ def with_defaults(members: dict[str, Any], rules: Rules) -> Record:
     return Record(given=members.keys(), **{f: members.get(f, default) for f, (_, default) in rules.items()})
 
 
-def check_limits(tensors: list[Record]) -> None:
-    need(len(tensors) <= MAX_TENSORS, "L-01", "too many tensors", OverLimit)
+def check_limits(tensors: list[Record], n_tasks: int) -> None:
+    need(len(tensors) + n_tasks <= MAX_TENSORS, "L-01", "too many tensors and tasks", OverLimit)
     elements = 0
     for r in tensors:
         r.size, channels = math.prod(r.shape), r.shape[0] if r.shape else 1

@@ -46,7 +46,7 @@ class Limits:
     Attributes:
         max_weights: Elements of all tensors together; of each, a dimension of 0 counts as 1, and scales and offsets
             count instead where they are more.
-        max_tensors: Tensors in a file.
+        max_tensors: Tensors and tasks in a file.
         max_manifest_bytes: Size of the manifest text.
     """
 

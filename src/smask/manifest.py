@@ -141,7 +141,7 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 def _check(manifest: Manifest, limits: Limits) -> None:
-    limits.check("max_tensors", len(manifest.tensors))
+    limits.check("max_tensors", len(manifest.tensors) + len(manifest.tasks))
     limits.check("max_weights", sum(record.extent for record in manifest.tensors))
     if manifest.tasks:
         _check_tasks(manifest)

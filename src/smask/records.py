@@ -180,6 +180,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         ends = [*itertools.accumulate(n_first if n is None else n for n in own or [None])]
         return tuple(range(start, end) for start, end in itertools.pairwise([0, *ends]))
 
+    @functools.cached_property
+    def places_of_first(self) -> dict[str, int]:
+        """Places of the records of the first task, or of the one model, by name."""
+        return {self.tensors[place].name: place for place in self.groups[0]}
+
 
 @functools.cache
 def defaults_of(struct: type[Struct]) -> dict[str, object]:
