@@ -46,7 +46,7 @@ class Linear(_Layer, tag="linear", frozen=True):
     tied: StateName | None = None
 
     def build(self, device: Device) -> nn.Module:
-        linear = nn.Linear(self.inputs, self.outputs, bias=self.bias, device=device)
+        linear = nn.Linear(self.inputs, self.outputs, bias=self.bias, device=device, dtype=torch.float32)
         if self.tied is not None:
             setattr(linear, TIED, self.tied)
         return linear
@@ -65,7 +65,7 @@ class Conv2d(_Layer, tag="conv2d", frozen=True):
     def build(self, device: Device) -> nn.Module:
         return nn.Conv2d(
             self.inputs, self.outputs, self.kernel, stride=self.stride, padding=self.padding, dilation=self.dilation,
-            groups=self.groups, bias=self.bias, device=device,
+            groups=self.groups, bias=self.bias, device=device, dtype=torch.float32,
         )  # fmt: skip
 
 
@@ -73,21 +73,21 @@ class BatchNorm1d(_Layer, tag="batch-norm-1d", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.BatchNorm1d(self.features, device=device)
+        return nn.BatchNorm1d(self.features, device=device, dtype=torch.float32)
 
 
 class BatchNorm2d(_Layer, tag="batch-norm-2d", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.BatchNorm2d(self.features, device=device)
+        return nn.BatchNorm2d(self.features, device=device, dtype=torch.float32)
 
 
 class LayerNorm(_Layer, tag="layer-norm", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.LayerNorm(self.features, device=device)
+        return nn.LayerNorm(self.features, device=device, dtype=torch.float32)
 
 
 class Embedding(_Layer, tag="embedding", frozen=True):
@@ -95,7 +95,7 @@ class Embedding(_Layer, tag="embedding", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.Embedding(self.entries, self.features, device=device)
+        return nn.Embedding(self.entries, self.features, device=device, dtype=torch.float32)
 
 
 class Positions1d(_Layer, tag="positions", frozen=True):

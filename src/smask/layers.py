@@ -34,8 +34,8 @@ class InputNorm(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, device="cpu"), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device="cpu"), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32, device="cpu"), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (-1,) + (1,) * (x.dim() - 2)
@@ -92,7 +92,7 @@ class Positions(nn.Module):
     def __init__(self, entries: int, features: int, *, device: torch.device | str) -> None:
         super().__init__()
         # A module, not a bare parameter: searches mask it and packed layers replace it as any other embedding.
-        self.places = nn.Embedding(entries, features, device=device)
+        self.places = nn.Embedding(entries, features, device=device, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2] > self.places.num_embeddings:
@@ -117,8 +117,8 @@ class Attention(nn.Module):
         if features % heads:
             raise ValueError(f"attention of {features} features by {heads} heads")
         self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(features, 3 * features, bias=bias, device=device)
-        self.out = nn.Linear(features, features, bias=bias, device=device)
+        self.qkv = nn.Linear(features, 3 * features, bias=bias, device=device, dtype=torch.float32)
+        self.out = nn.Linear(features, features, bias=bias, device=device, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
