@@ -83,6 +83,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "unknown-dtype": (set_record(dtype="F8_E4M3"), "UnsupportedError", None),
         "scales-without-weights": (set_record(shape=[2**40, 0], scale=["channel", "F32"]), "LimitError", None),
         "unknown-field": (lambda fields: fields.update(later=1), "UnsupportedError", None),
+        "integer-beyond-binary64": (lambda fields: fields.update(later={"must_understand": False, "x": 10**400}), "FormatError", "M-01"),
         "must-understand": (lambda fields: fields.update(later={"must_understand": True}), "UnsupportedError", None),
         "unknown-record-field": (set_record(later={"must_understand": False}), "UnsupportedError", None),
         "unknown-coding": (lambda fields: fields["blobs"][-1].__setitem__(0, "arithmetic"), "UnsupportedError", None),

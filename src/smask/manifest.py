@@ -7,6 +7,7 @@ so that one model has one manifest.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def parse(text: bytes, *, limits: Limits) -> Manifest:
         raise FormatError("M-01", "manifest", str(error), "JSON") from None
     if not isinstance(fields, dict):
         raise FormatError("M-01", "manifest", type(fields).__name__, "a JSON object")
-    _check_nesting(fields)
+    _check_values(fields)
     if canonical(fields) != text:
         raise FormatError("M-02", "manifest", "another spelling", "canonical JSON: sorted keys, once each, no spaces")
     extensions = _take_extensions(fields, Manifest, "manifest")
@@ -115,12 +116,16 @@ def open_file(data: bytes | memoryview, *, limits: Limits) -> Opened:
     return Opened(manifest, tuple(blobs), len(data), len(envelope.head))
 
 
-def _check_nesting(value: object) -> None:
+def _check_values(value: object) -> None:
+    """Nesting, and integers that a reader whose numbers are binary64 does not have."""
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > MAX_NESTING:
             raise FormatError("M-01", "manifest", f"more than {MAX_NESTING} levels", f"at most {MAX_NESTING} levels")
+        for item in level:
+            if isinstance(item, int) and abs(item) > sys.float_info.max:
+                raise FormatError("M-01", "manifest", f"an integer of {item.bit_length()} bits", "numbers of binary64")
         inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         level = [part for parts in inside for part in parts]
 
