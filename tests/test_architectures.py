@@ -155,6 +155,15 @@ def test_no_string_is_looked_up(op: str) -> None:
         assert "layers[1]" in caught.value.what
 
 
+@pytest.mark.clause("A-01")
+def test_a_field_does_not_steer_the_terminal() -> None:
+    with pytest.raises(FormatError) as caught:
+        architectures.build({"layers": [{"op": "linear", "inputs": 1, "outputs": 1, "bad\nkey\x1b[31m": 1}]})
+    assert caught.value.clause == "A-01"
+    assert "`bad\\nkey\\x1b[31m`" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.clause("A-02")
 def test_too_many_layers() -> None:
     for layers in (["relu"] * 10_001, [{"op": "stack", "layers": ["relu"] * 9_999}, "relu"]):
