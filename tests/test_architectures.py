@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from smask import architectures
+from smask.conversion.networks import wrapped_in
 from smask.errors import FormatError, UnsupportedError
+from smask.layers import TAKEN
 
 LAYERS = [
     {"op": "normalize", "mean": [0.5, 0.4], "std": [0.2, 0.3]},
@@ -153,6 +155,15 @@ def test_no_string_is_looked_up(op: str) -> None:
         assert "layers[1]" in caught.value.what
 
 
+@pytest.mark.clause("A-01")
+def test_a_field_does_not_steer_the_terminal() -> None:
+    with pytest.raises(FormatError) as caught:
+        architectures.build({"layers": [{"op": "linear", "inputs": 1, "outputs": 1, "bad\nkey\x1b[31m": 1}]})
+    assert caught.value.clause == "A-01"
+    assert "`bad\\nkey\\x1b[31m`" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.clause("A-02")
 def test_too_many_layers() -> None:
     for layers in (["relu"] * 10_001, [{"op": "stack", "layers": ["relu"] * 9_999}, "relu"]):
@@ -162,7 +173,9 @@ def test_too_many_layers() -> None:
 
 
 @pytest.mark.clause("A-03")
-@pytest.mark.parametrize("name", ["forward", "training", "1", "a.b", "", "_modules"])
+@pytest.mark.parametrize(
+    "name", ["forward", "training", "1", "a.b", "", "_modules", "_a", "smask_arch", "smask_recipe"]
+)
 def test_names(name: str) -> None:
     with pytest.raises(FormatError) as caught:
         architectures.build(
@@ -175,6 +188,45 @@ def test_names(name: str) -> None:
             }
         )
     assert caught.value.clause in ("A-01", "A-03")
+
+
+@pytest.mark.clause("A-03")
+def test_no_layer_hides_an_attribute_of_torch() -> None:
+    """Of the release that is installed too: what is new there has no module."""
+    assert set(TAKEN) > {"append", "forward", "training", "zero_grad"}
+    for name in TAKEN | {name for name in dir(nn.Sequential()) if not name.startswith("_")}:
+        layer = {"op": "linear", "inputs": 1, "outputs": 1, "name": name}
+        for arch in (
+            [layer],
+            [{"op": "residual", "body": [layer]}],
+            [{"op": "residual", "body": [], "shortcut": [layer]}],
+        ):
+            with pytest.raises(FormatError) as caught:
+                architectures.build({"layers": arch})
+            assert caught.value.clause == "A-03" if name in TAKEN else caught.value.clause in ("A-03", "A-05")
+
+
+@pytest.mark.clause("A-03")
+def test_names_of_a_compiled_checkpoint() -> None:
+    """The wrapper of torch.compile stands before all of them; files of such checkpoints have it."""
+    arch = wrapped_in({"layers": [{"op": "linear", "inputs": 1, "outputs": 1, "bias": False}]}, "module._orig_mod.")
+    assert list(architectures.build(arch).state_dict()) == ["module._orig_mod.0.weight"]
+
+
+@pytest.mark.clause("A-03")
+def test_a_body_has_no_child_called_shortcut() -> None:
+    layer = {"op": "linear", "inputs": 1, "outputs": 1, "bias": False}
+    with pytest.raises(FormatError) as caught:
+        architectures.build({"layers": [{"op": "residual", "body": [layer | {"name": "shortcut"}]}]})
+    assert caught.value.clause == "A-03"
+    for name in ("relu_after", "body_names", "relu", "a_shortcut"):
+        model = architectures.build({"layers": [{"op": "residual", "body": [layer | {"name": name}], "relu": True}]})
+        weight = model.get_parameter(f"0.{name}.weight")
+        assert torch.equal(model(torch.ones(1, 1)), F.relu(weight + 1))
+    assert architectures.build({"layers": [layer | {"name": "shortcut"}]}).get_parameter("shortcut.weight").shape == (
+        1,
+        1,
+    )
 
 
 @pytest.mark.clause("A-05")

@@ -260,12 +260,13 @@ def test_terabytes_are_refused_in_little_memory(vectors: Path) -> None:
         "from smask import Limits\n"
         "from smask.errors import LimitError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))\n"
-        "for name in ('terabytes', 'beyond-64-bits', 'scales-without-weights'):\n"
+        "names = 'terabytes', 'beyond-64-bits', 'scales-without-weights', 'nothing-of-terabytes', 'nothing-beyond-64-bits'\n"
+        "for name in names:\n"
         "    try: m.open_file(open(f'{sys.argv[1]}/{name}.smask', 'rb').read(), limits=Limits())\n"
         "    except LimitError as error: print(error.limit)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, vectors / "reject"], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["max_weights"] * 3
+    assert done.stdout.split() == ["max_weights"] * 5
 
 
 def test_absent_device_is_named(file: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from smask import container
 from smask.container import Limits
 from smask.errors import ArgumentError, FormatError, IntegrityError, LimitError, OutputError, UnsupportedError
@@ -57,7 +58,9 @@ def test_damage() -> None:
 
 @pytest.mark.clause("Z-02")
 def test_dictionary_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(container.manifest_dictionary()) == 2624
+    content = container.manifest_dictionary()
+    assert len(content) == 2624
+    assert (ROOT / "spec/manifest.dict").read_bytes() == content
     monkeypatch.setattr(container, "DICTIONARY_SHA256", "f" * 64)
     container.manifest_dictionary.cache_clear()
     with pytest.raises(IntegrityError) as caught:

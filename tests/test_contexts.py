@@ -153,7 +153,8 @@ def test_trained_weights_are_coded_below_their_entropy(shape: tuple[int, ...]) -
     for plane, kind, bits in planes.sections(rows, flip, levels.size):
         coding, blob = bitcoding.encode(bits, context=above.context(kind, 3 - plane))
         n_coded, entropy = n_coded + len(blob), entropy + bitcoding.entropy_bytes(bits.n_ones, bits.n_bits)
-        n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
+        n_bits = assembly.counts.n_bits(kind)
+        context = assembly.context(kind, n_bits)
         got = bitcoding.decode(blob, coding, n_bits=n_bits, where="", context=context)
         assert got.packed.tobytes() == bits.packed.tobytes()
         assembly.add(kind, got)

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,20 @@ def test_long_planes_are_not_ranged() -> None:
         floats.decode([("range", bytes(8))], [(4097, 1)])
     assert caught.value.clause == "E-05"
     assert floats.decode(floats.encode([np.zeros((4097, 1), np.uint8)]), [(4097, 1)])[0].n_ones == 0
+
+
+@pytest.mark.clause("L-01")
+def test_long_planes_take_little_more_than_themselves() -> None:
+    """No integer of eight bytes is kept for each of their values, only for those of short ones above."""
+    n = 1 << 20
+    wide, tensor = np.arange(8 * 5, dtype=np.uint8).reshape(5, 8), np.zeros((n, 1), np.uint8)
+    blobs = floats.encode([wide, tensor])
+    tracemalloc.start()
+    planes = floats.decode(blobs, [wide.shape, tensor.shape])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [len(plane.packed) for plane in planes] == [5] * 7 + [n + 5]
+    assert peak < 3 * n
 
 
 @pytest.mark.clause("F-02")

@@ -1,13 +1,15 @@
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from smask import dtypes, manifest
 from smask.container import Limits
 from smask.errors import FormatError, LimitError
-from smask.records import Blob, Manifest, Record, Scale, bit_sections, n_byte_planes
+from smask.records import Blob, Manifest, Record, Scale, Task, bit_sections, n_byte_planes
 
 CODED = Record("w", (2, 3), planes=2, flip=True, stream=1, scale=Scale("channel", "F16"), offset=Scale("tensor", "F32"))
 PLAIN = Record("b", (2,), stored="BF16")
@@ -68,6 +70,36 @@ def test_limits(limits: Limits, limit: str, asked: int) -> None:
         manifest.parse(manifest.emit(example()), limits=limits)
     assert (caught.value.limit, caught.value.asked) == (limit, asked)
     manifest.parse(manifest.emit(example()), limits=Limits(max_weights=8, max_tensors=2))
+
+
+@pytest.mark.clause("L-01")
+def test_tasks_count_as_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of no tensors is work for a reader all the same."""
+    tasks = tuple(Task(str(number), "0" * 16) for number in range(3))
+    text = manifest.emit(example([], n_blobs=0, seed=None, tasks=tasks))
+    manifest.parse(text, limits=Limits(max_tensors=3))
+    with pytest.raises(LimitError) as caught:
+        manifest.parse(text, limits=Limits(max_tensors=2))
+    assert (caught.value.limit, caught.value.asked) == ("max_tensors", 3)
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import refmanifest
+
+    for most, refused in ((3, False), (2, True)):
+        monkeypatch.setattr(refmanifest, "MAX_TENSORS", most)
+        with pytest.raises(refmanifest.OverLimit) if refused else contextlib.nullcontext():
+            refmanifest.read_manifest(text)
+
+
+@pytest.mark.clause("L-01")
+@pytest.mark.parametrize(
+    ("shape", "extent"), [((0, 6), 6), ((5, 0, 0), 5), ((0,), 2), ((), 2), ((2**62, 2**62, 0), 2**124)]
+)
+def test_a_dimension_of_zero_counts_as_one(shape: tuple[int, ...], extent: int) -> None:
+    scales = {"scale": Scale("tensor", "F32"), "offset": Scale("tensor", "F32")}
+    text = manifest.emit(example([Record("w", shape, planes=1, **scales)]))
+    with pytest.raises(LimitError) as caught:
+        manifest.parse(text, limits=Limits(max_weights=extent - 1))
+    assert caught.value.asked == extent
 
 
 @pytest.mark.clause("M-05")

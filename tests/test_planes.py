@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smask import planes
+from smask import bitcoding, planes
 from smask.bitcoding import Bits
+from smask.errors import FormatError
 
 IMPLEMENTATIONS = (planes.sections_reference, planes.sections)
 
@@ -73,3 +74,21 @@ def test_single_plane_is_not_copied() -> None:
     assembly = planes.Assembly((9,), n_planes=1, flip=False)
     assembly.add("significance", Bits(mask, 9))
     assert assembly.planes[0] is mask
+
+
+@pytest.mark.clause("E-04")
+@pytest.mark.parametrize("shape", [(0, 2**40), (2**40, 0), (2, 3, 4)])
+def test_sections_without_bits_need_no_context(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the shape, their blobs are judged as those of other sections are."""
+    monkeypatch.setattr(planes.Above, "_context", None)
+    assembly = planes.Assembly(shape, n_planes=2, flip=True)
+    if assembly.n_weights:
+        assembly.add("significance", Bits(np.full(3, 255, np.uint8), 24))
+    for kind, blob in (("significance", b"\x07"), ("flip", b""), ("refinement", b"\x07")):
+        context = assembly.context(kind, 0)
+        assert bitcoding.decode(blob, "range", n_bits=0, where="", context=context).n_bits == 0
+        wrong = {"E-04": blob + bytes(4), "E-01": blob + bytes(3)} | ({"E-01": b""} if blob else {})
+        for clause, bad in wrong.items():
+            with pytest.raises(FormatError) as caught:
+                bitcoding.decode(bad, "range", n_bits=0, where="", context=context)
+            assert caught.value.clause == clause

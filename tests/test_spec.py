@@ -50,10 +50,13 @@ def test_hex_dump_is_the_example(vectors: Path) -> None:
 
 def test_tables_name_what_the_code_knows() -> None:
     from smask.architectures import KNOWN
+    from smask.layers import RESERVED, TAKEN, WRAPPER
 
     layers = SPEC.split("## 13.")[1].split("## 14.")[0]
     for name in KNOWN:
         assert f"`{name}`" in layers or f'`"{name}"`' in layers, name
+    names = layers.split("[A-03]")[1].split("- **[A-04]")[0]
+    assert set(re.findall(r"`(\w+)`", names)) == {*TAKEN, *RESERVED, WRAPPER, "name", "shortcut"}
     for name in (*records.BASES, *records.CODINGS, *records.AXES):
         assert f"`{name}`" in SPEC, name
     fields = SPEC.split("| record field")[1].split("Dtypes are")[0]

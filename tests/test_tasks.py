@@ -3,6 +3,7 @@
 import functools
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import smask
-from smask import architectures, codec, container, manifest, named_nets, packs
+from smask import architectures, codec, container, groups, manifest, named_nets, packs
 from smask.cli.main import main
 from smask.coded import CodedTensor
 from smask.errors import ArchitectureError, ArgumentError, BaseError, FormatError, IntegrityError, UnsupportedError
 from smask.integrity import raw_bytes
 from smask.recipe import EXTERNAL, Recipe, recipe_of
 from smask.reconstruction import reconstruct
+from smask.records import Record, Task
 from smask.search.data import Batches, Dataset
 from test_hostile import mutated_fields
 from test_pretrained import half, net_of
@@ -607,6 +609,16 @@ def test_groups_of_nothing() -> None:
     assert smask.Tasks(data).extract("b") == empty
 
 
+@pytest.mark.clause("M-14")
+def test_first_task_of_nothing() -> None:
+    """What it lacks is not looked for in the second."""
+    one = smask.encode({"x": torch.ones(3)}, Recipe(0, {}))
+    data = smask.pack({"a": smask.encode({}, Recipe(0, {})), "b": one, "c": one})
+    assert smask.verify(data).same
+    assert smask.Tasks(data).extract("c") == one
+    assert [record.same for record in manifest_of(data).tensors] == [None, None]
+
+
 def test_many_tasks_take_time_in_proportion() -> None:
     """Each of ten thousand tasks is found without a look at all others."""
     n = 10_000
@@ -622,3 +634,14 @@ def test_many_tasks_take_time_in_proportion() -> None:
         data = container.pack(manifest.canonical(fields), [bytes(n)])
         assert len(smask.inspect(data).tasks) == n
         assert len(smask.verify(data).differing) == n
+
+
+def test_tasks_of_nothing_beside_many_records() -> None:
+    """What the first task has is gathered once, not for each of the others."""
+    first = tuple(Record(f"{number:x}", (0,), stored="F32") for number in range(30_000))
+    tasks = (Task("a", "0" * 16), *(Task(f"t{number:x}", "0" * 16, records=0) for number in range(3_000)))
+    described = manifest.Manifest(first, (), "0" * 64, dict(EXTERNAL), tasks=tasks)
+    start = time.process_time()
+    assert [len(groups.holders(described, number)) for number in range(3)] == [30_000, 0, 0]
+    assert not any(groups.holders(described, number) for number in range(1, 3_001))
+    assert time.process_time() - start < 2

@@ -28,7 +28,7 @@ from refvalues import (
 )
 
 Tensor = tuple[str, tuple[int, ...], bytes]  # dtype, shape, little-endian bytes
-DICTIONARY = Path(__file__).resolve().parents[1] / "src/smask/data/manifest.dict"
+DICTIONARY = Path(__file__).resolve().parents[1] / "spec/manifest.dict"
 DICTIONARY_SHA256 = "039ca2d1f49478f9853977c9fe3cd06f09573ba9c0c529234f43b68f4311fbb9"
 
 

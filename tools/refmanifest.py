@@ -168,21 +168,21 @@ def read_manifest(text: bytes) -> Record:
     check_fields(manifest)
     m = with_defaults(manifest, MANIFEST)
     m.tensors = [with_defaults(members, RECORD) for members in m.tensors]
-    check_limits(m.tensors)
+    check_limits(m.tensors, len(m.tasks))
     m.tasks = [with_defaults(members, TASK) for members in m.tasks]
     m.groups = check_tasks(m)
     for group in m.groups:
         need(len({r.name for r in group}) == len(group), "M-05", "name twice")
     first: dict[str, Record] = {}
-    for group in m.groups:
-        holding: dict[str, Record] = {}  # the earlier records of the task that have bytes of their own
+    for number, group in enumerate(m.groups):
+        # the earlier records of the task that have bytes of their own
+        holding: dict[str, Record] = {} if number else first
         for r in group:
             check_record(r, first | holding)
             if not r.same:
                 holding[r.name] = r
             r.values = r.parameters if r.planes or r.same or r.copied else [(r.stored, r.size)]
             r.width = WIDTH[r.stored] if r.planes and r.stored else 0
-        first = first or holding
     coded = [r for r in m.tensors if r.planes]
     seeded = any(not r.width and r.base not in ("file", "one") for r in coded)
     need((m.seed is not None) == seeded, "M-08", "no seed, or nothing to use it")
@@ -204,14 +204,15 @@ def with_defaults(members: dict[str, Any], rules: Rules) -> Record:
     return Record(given=members.keys(), **{f: members.get(f, default) for f, (_, default) in rules.items()})
 
 
-def check_limits(tensors: list[Record]) -> None:
-    need(len(tensors) <= MAX_TENSORS, "L-01", "too many tensors", OverLimit)
+def check_limits(tensors: list[Record], n_tasks: int) -> None:
+    need(len(tensors) + n_tasks <= MAX_TENSORS, "L-01", "too many tensors and tasks", OverLimit)
     elements = 0
     for r in tensors:
         r.size, channels = math.prod(r.shape), r.shape[0] if r.shape else 1
         pairs = [pair for pair in (r.scale, r.offset) if pair]
         r.parameters = [(dtype, channels if axis == "channel" else 1) for axis, dtype in pairs]
-        elements += max(r.size, sum(count for _, count in r.parameters))
+        extent = math.prod(dimension or 1 for dimension in r.shape)
+        elements += max(extent, sum(count for _, count in r.parameters))
     need(elements <= MAX_ELEMENTS, "L-01", "too many elements", OverLimit)
 
 

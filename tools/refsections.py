@@ -20,10 +20,12 @@ def inflate(frame: bytes, check: Callable[[int], None], dictionary: ZstdCompress
     need(len(frame) > 4 and frame[:4] == b"\x28\xb5\x2f\xfd", "Z-01", "no zstd data frame")
     flags = frame[4]  # read here because zstd does not tell a dictionary id of 0 from none
     need(not flags & 3 and flags & 4 and flags & 0xE0, "Z-01", "dictionary id, no checksum or no content size")
+    descriptor = 0 if flags & 0x20 else int.from_bytes(frame[5:6])
+    need(8 + (descriptor & 7) << 7 + (descriptor >> 3) <= 2**27, "Z-01", "too large a window")
     try:
         size = get_frame_parameters(frame).content_size
         check(size)
-        zstd = ZstdDecompressor(dict_data=dictionary, max_window_size=2**31)
+        zstd = ZstdDecompressor(dict_data=dictionary)
         return zstd.decompress(frame, allow_extra_data=False) if size else inflate_empty(zstd, frame)
     except ZstdError as error:
         raise Refused("Z-01", str(error)) from error

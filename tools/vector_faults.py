@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 import smask
 from smask import container, floats, manifest, records
 from smask.dtypes import N_BYTES_OF_DTYPE
-from smask.recipe import EXTERNAL
+from smask.recipe import EXTERNAL, Recipe
 from vector_over import over_file, over_unfit, refused_over
 from vector_tasks import refused_apart, refused_tasks, tasks_apart_file, tasks_file
 from vector_values import refused_changes, values_file
@@ -46,6 +47,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
     flipped = bytearray(good)
     flipped[11 + n_manifest] ^= 1
     arch = lambda *layers: lambda fields: fields.update(arch={"layers": list(layers)})  # noqa: E731
+    named = lambda name: {"op": "linear", "inputs": 2, "outputs": 2, "bias": False, "name": name}  # noqa: E731
     deep: Any = []
     for _ in range(9):
         deep = [{"op": "stack", "layers": deep}]
@@ -81,6 +83,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "unknown-dtype": (set_record(dtype="F8_E4M3"), "UnsupportedError", None),
         "scales-without-weights": (set_record(shape=[2**40, 0], scale=["channel", "F32"]), "LimitError", None),
         "unknown-field": (lambda fields: fields.update(later=1), "UnsupportedError", None),
+        "integer-beyond-binary64": (lambda fields: fields.update(later={"must_understand": False, "x": 10**400}), "FormatError", "M-01"),
         "must-understand": (lambda fields: fields.update(later={"must_understand": True}), "UnsupportedError", None),
         "unknown-record-field": (set_record(later={"must_understand": False}), "UnsupportedError", None),
         "unknown-coding": (lambda fields: fields["blobs"][-1].__setitem__(0, "arithmetic"), "UnsupportedError", None),
@@ -89,13 +92,19 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "unknown-kind": (lambda fields: fields.update(arch={"kind": "registry"}), "UnsupportedError", None),
         "terabytes": (set_record(shape=[10**8, 10**7]), "LimitError", None),
         "beyond-64-bits": (set_record(shape=[2**62, 2**62, 2**62]), "LimitError", None),
+        "nothing-of-terabytes": (set_record(shape=[0, 2**40]), "LimitError", None),
+        "nothing-beyond-64-bits": (set_record(shape=[2**62, 2**62, 0]), "LimitError", None),
         "blob-too-long": (lambda fields: fields["blobs"][-1].__setitem__(1, 2**62), "FormatError", "C-04"),
         "other-shape": (set_record(shape=[3, 4]), "FormatError", "B-02"),
         "import-me": (arch({"op": "os.system"}), "UnsupportedError", None),
         "unknown-argument": (arch({"op": "linear", "inputs": 2, "outputs": 2, "init": "x"}), "FormatError", "A-01"),
         "huge-layer": (arch({"op": "linear", "inputs": 2**31, "outputs": 2}), "FormatError", "A-01"),
         "deep-nesting": (arch(*deep), "FormatError", "A-02"),
-        "name-of-method": (arch({"op": "linear", "inputs": 2, "outputs": 2, "bias": False, "name": "forward"}), "FormatError", "A-03"),
+        "name-of-method": (arch(named("forward")), "FormatError", "A-03"),
+        "name-of-sequential": (arch(named("append")), "FormatError", "A-03"),
+        "name-of-ours": (arch(named("smask_arch")), "FormatError", "A-03"),
+        "name-with-underscore": (arch(named("_a")), "FormatError", "A-03"),
+        "name-of-shortcut": (arch({"op": "residual", "body": [named("shortcut")]}), "FormatError", "A-03"),
         "normalize-by-zero": (arch({"op": "normalize", "mean": [0.0], "std": [0.0]}), "FormatError", "A-04"),
         "groups-that-do-not-divide": (arch({"op": "conv2d", "inputs": 3, "outputs": 4, "kernel": 1, "groups": 2}), "FormatError", "A-05"),
         "heads-that-do-not-divide": (arch({"op": "attention", "features": 3, "heads": 2}), "FormatError", "A-05"),
@@ -138,6 +147,7 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
             "E-05",
         ),
         "range-without-density": (by_range(good, (2, 0), b""), "FormatError", "E-01"),
+        "tied-to-other-bytes": (untied_file(), "FormatError", "A-07"),
         "scale-subnormal": (bad_scale(good, 2.0**-130), "FormatError", "R-02"),
     }
     for file, changes in (
@@ -169,6 +179,13 @@ def bad_scale(good: bytes, value: float) -> bytes:
     fields["tensors"][0]["scale"] = ["tensor", "F32"]
     fields["blobs"] = [["raw", len(blob)] for blob in blobs]
     return container.pack(manifest.canonical(fields), blobs)
+
+
+def untied_file() -> bytes:
+    """Two layers with one parameter by the architecture, and with two by the records."""
+    layer = {"op": "linear", "inputs": 2, "outputs": 2, "bias": False}
+    state = {"0.weight": torch.ones(2, 2), "1.weight": torch.full((2, 2), 5.0)}
+    return smask.encode(state, Recipe(0, {}, {"layers": [layer, layer | {"tied": "0.weight"}]}))
 
 
 def plain_file(values: list[int], stored: str, dtype: str) -> bytes:

@@ -22,7 +22,7 @@ from smask import (
 )
 from smask.bitcoding import Bits
 from smask.coded import CodedTensor
-from smask.frames import compress
+from smask.frames import MAGIC, compress
 
 
 def packed(bits: np.ndarray) -> np.ndarray:
@@ -83,6 +83,7 @@ def bitcoding_vectors() -> dict[str, Any]:
         raw, gaps = bits.packed.tobytes(), bitcoding.gaps_reference(bits)
         blobs = {"raw": raw, "zstd": compress(raw, level=19), "gap-zstd": compress(gaps, level=19)}
         accept.append({"n_bits": n, "bits": raw.hex(), "blobs": {coding: blob.hex() for coding, blob in blobs.items()}})
+    accept.append({"n_bits": 16, "bits": "0102", "blobs": {"zstd": with_window(27, b"\x01\x02").hex()}})
     frame, empty = compress(b"\x01\x02", level=19), compress(b"", level=19)
     reject = [
         ("raw", 9, b"\xff\x02", "B-01"), ("zstd", 9, compress(b"\xff\x02", level=19), "B-01"),
@@ -97,6 +98,9 @@ def bitcoding_vectors() -> dict[str, Any]:
         # A skippable frame declares no content; a frame without checksum is not one of ours.
         ("zstd", 16, bytes.fromhex("502a4d1802000000") + b"ab", "Z-01"),
         ("zstd", 8, bytes.fromhex("28b52ffd200109000041"), "Z-01"),
+        # Windows of more than 2**27 bytes: the next that a header can name, and one that no zstd reads.
+        ("zstd", 16, with_window(27, b"\x01\x02", eighths=1), "Z-01"), ("zstd", 0, with_window(28, b""), "Z-01"),
+        ("gap-zstd", 9, with_window(41, b""), "Z-01"),
         # A section that is no plane of a tensor has no contexts.
         ("range", 8, bytes.fromhex("0000000000"), "E-05"),
     ]  # fmt: skip
@@ -106,6 +110,12 @@ def bitcoding_vectors() -> dict[str, Any]:
             {"coding": coding, "n_bits": n, "blob": blob.hex(), "clause": clause} for coding, n, blob, clause in reject
         ],
     }
+
+
+def with_window(log: int, content: bytes, *, eighths: int = 0) -> bytes:
+    """A frame of one raw block whose header names a window of 2**log bytes and so many eighths more."""
+    head = bytes([0b1000_0100, log - 10 << 3 | eighths]) + len(content).to_bytes(4, "little")
+    return MAGIC + head + (len(content) << 3 | 1).to_bytes(3, "little") + content + compress(content, level=19)[-4:]
 
 
 def floats_vectors() -> list[dict[str, Any]]:

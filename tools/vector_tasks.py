@@ -102,6 +102,13 @@ def refused_apart() -> dict[str, tuple[Change, str, str | None]]:
         for one in fields["tensors"][3:6]:
             one["shape"] = [3 if size == 5 else size for size in one["shape"]]
 
+    def empty_first(fields: dict[str, Any]) -> None:
+        """A task that names a record of the second, since the first has none."""
+        fields["tasks"] = fields["tasks"][:1] + [task | {"records": 1} for task in fields["tasks"][1:3]]
+        shape = {"name": "x", "shape": [1]}
+        fields["tensors"] = [shape | {"stored": "F32"}, shape | {"same": "x"}]
+        del fields["seed"]
+
     def architectures_of(fields: dict[str, Any]) -> None:
         fields["tasks"][1]["arch"] = fields["arch"]
 
@@ -116,6 +123,7 @@ def refused_apart() -> dict[str, tuple[Change, str, str | None]]:
         "apart-in-the-first-task": (task(0, records=3), "FormatError", "T-01"),
         "apart-by-layers-in-the-first-task": (task(0, arch={}), "FormatError", "T-01"),
         "apart-and-alike": (alike, "FormatError", "T-01"),
+        "apart-from-an-empty-first-task": (empty_first, "FormatError", "M-14"),
         "apart-with-records-like-the-first": (task(2, records=3), "FormatError", "T-01"),
         "apart-with-layers-like-the-first": (architectures_of, "FormatError", "T-01"),
         "apart-with-layers-that-are-no-object": (task(1, arch=[]), "FormatError", "M-03"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from torch import nn
 
 from .errors import FormatError, UnsupportedError
-from .layers import Attention, ChannelPad, GlobalAveragePool, InputNorm, Positions, Residual
+from .layers import RESERVED, TAKEN, WRAPPER, Attention, ChannelPad, GlobalAveragePool, InputNorm, Positions, Residual
 from .manifest import canonical
 
 ATTRIBUTE = "smask_arch"
@@ -46,7 +46,7 @@ class Linear(_Layer, tag="linear", frozen=True):
     tied: StateName | None = None
 
     def build(self, device: Device) -> nn.Module:
-        linear = nn.Linear(self.inputs, self.outputs, bias=self.bias, device=device)
+        linear = nn.Linear(self.inputs, self.outputs, bias=self.bias, device=device, dtype=torch.float32)
         if self.tied is not None:
             setattr(linear, TIED, self.tied)
         return linear
@@ -65,7 +65,7 @@ class Conv2d(_Layer, tag="conv2d", frozen=True):
     def build(self, device: Device) -> nn.Module:
         return nn.Conv2d(
             self.inputs, self.outputs, self.kernel, stride=self.stride, padding=self.padding, dilation=self.dilation,
-            groups=self.groups, bias=self.bias, device=device,
+            groups=self.groups, bias=self.bias, device=device, dtype=torch.float32,
         )  # fmt: skip
 
 
@@ -73,21 +73,21 @@ class BatchNorm1d(_Layer, tag="batch-norm-1d", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.BatchNorm1d(self.features, device=device)
+        return nn.BatchNorm1d(self.features, device=device, dtype=torch.float32)
 
 
 class BatchNorm2d(_Layer, tag="batch-norm-2d", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.BatchNorm2d(self.features, device=device)
+        return nn.BatchNorm2d(self.features, device=device, dtype=torch.float32)
 
 
 class LayerNorm(_Layer, tag="layer-norm", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.LayerNorm(self.features, device=device)
+        return nn.LayerNorm(self.features, device=device, dtype=torch.float32)
 
 
 class Embedding(_Layer, tag="embedding", frozen=True):
@@ -95,7 +95,7 @@ class Embedding(_Layer, tag="embedding", frozen=True):
     features: Size
 
     def build(self, device: Device) -> nn.Module:
-        return nn.Embedding(self.entries, self.features, device=device)
+        return nn.Embedding(self.entries, self.features, device=device, dtype=torch.float32)
 
 
 class Positions1d(_Layer, tag="positions", frozen=True):
@@ -171,7 +171,8 @@ class ResidualBlock(_Layer, tag="residual", frozen=True):
     relu: bool = False
 
     def build(self, device: Device) -> nn.Module:
-        return Residual(_children(self.body, device), _children(self.shortcut, device), relu=self.relu)
+        body = _children(self.body, device, TAKEN | {"shortcut"})
+        return Residual(body, _children(self.shortcut, device), relu=self.relu)
 
 
 Plain: TypeAlias = Literal["flatten", "relu", "gelu", "silu", "tanh", "sigmoid", "identity", "global-average-pool"]
@@ -265,11 +266,11 @@ def _tie(model: nn.Module) -> None:
         earlier |= dict(module.named_parameters(path, recurse=False))
 
 
-def _children(layers: Sequence[Layer], device: Device) -> OrderedDict[str, nn.Module]:
+def _children(layers: Sequence[Layer], device: Device, taken: Container[str] = TAKEN) -> OrderedDict[str, nn.Module]:
     children: OrderedDict[str, nn.Module] = OrderedDict()
     for index, layer in enumerate(layers):
         name = str(index) if isinstance(layer, str) or layer.name is None else layer.name
-        if name in children or hasattr(nn.Module, name):
+        if name in children or name in taken or (name.startswith(RESERVED) and name != WRAPPER):
             raise FormatError("A-03", f"arch layer {index}", f"name {name!r}", "a name that is free")
         children[name] = PLAIN[layer]() if isinstance(layer, str) else layer.build(device)
     return children

@@ -95,7 +95,7 @@ def base_weights(
         IntegrityError: The installed quantile table is not the one of the specification.
     """
     if kind == "one":
-        return torch.ones(n_weights, device=device)
+        return torch.ones(n_weights, dtype=torch.float32, device=device)
     if kind not in N_WEIGHTS_PER_WORD:
         raise UnsupportedError("base", kind, (*N_WEIGHTS_PER_WORD, "one"))
     per_word = N_WEIGHTS_PER_WORD[kind]

@@ -25,6 +25,7 @@ from .recipe import Recipe, attach, recipe_of
 from .reconstruction import reconstruct
 from .records import Manifest, Record
 from .sources import DEFAULT_LIMITS, BaseSource, Source, Tensors, base_of, check_device, open_source
+from .ties import check_ties, tied_parameters
 
 # Attribute of a loaded model.
 COVERAGE = "smask_coverage"
@@ -182,8 +183,8 @@ def load(
         limits: What the file may ask for.
 
     Raises:
-        ArchitectureError: Names, shapes or dtypes of the module differ from those of the file, or the file needs a
-            module and none was given.
+        ArchitectureError: Names, shapes or dtypes of the module differ from those of the file, the module has as one
+            what differs there, or the file needs a module and none was given.
         ArgumentError: Another value of ``packed``, no task of the file, or ``trainable`` with packed layers or a file
             that is no ticket: one of differences from a checkpoint, with a mask that keeps nothing, or without any.
         UnsupportedError: ``packed=True`` and a coded tensor that no packed layer can hold.
@@ -194,6 +195,7 @@ def load(
     target = check_device(device)
     opened = open_source(source, Cut(max_bytes, max_planes, partial), limits)
     arch, number = groups.arch_of(opened.manifest, task), groups.number_of(opened.manifest, task)
+    described = model is None
     if model is None:
         if arch.get("kind") == "external":
             raise ArchitectureError(("the file has no architecture of its own: pass load(..., model=your_module)",))
@@ -201,12 +203,13 @@ def load(
     check_fit(model, groups.records_of(opened.manifest, task))
     found = base_of(opened, base, limits)
     read = contents_of(opened, found, number)
+    check_ties(model, read, described=described)
     # What names another tensor may be packed by itself.
     coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
     masks = masking.masks_of(coded) if trainable else {}
     bits = _to_pack(model, coded, packed)
     replacement.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
-    tied = _tied_parameters(model)
+    tied = tied_parameters(model)
     # What a packed layer holds is there already; the fit of all names was checked above.
     model.load_state_dict(dense_tensors(read, target, without=bits), strict=not bits, assign=True)
     for first, *others in tied:
@@ -273,11 +276,3 @@ def _check_coded(name: str, tensor: Tensor, coded: CodedTensor, seed: int) -> No
         )
     if not torch.equal(integrity.raw_bytes(again), integrity.raw_bytes(tensor)):
         raise ArgumentError(name, "weights that were changed", "the weights that its mask gives; find masks again")
-
-
-def _tied_parameters(model: nn.Module) -> list[list[str]]:
-    """Names of parameters that are one object; assigned tensors would make them several."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return [group for group in names.values() if len(group) > 1]

@@ -69,13 +69,17 @@ class CodedTensor:
 
 def parameter_problem(coded: CodedTensor) -> tuple[str, float, str] | None:
     """The first scale or offset outside the range in which the formula is exact, as (parameter, got, want)."""
-    magnitude = coded.scale.abs()
-    good = (magnitude == 0) | ((magnitude >= SMALLEST_SCALE) & (magnitude <= LARGEST_SCALE))
+    good = _within(coded.scale, SMALLEST_SCALE, LARGEST_SCALE)
     if not bool(good.all()):
         return "scale", float(coded.scale[~good][0]), "0 or a magnitude in [2**-64, 2**64]"
     if coded.offset is not None:
-        magnitude = coded.offset.abs()
-        good = (magnitude == 0) | ((magnitude >= SMALLEST_OFFSET) & (magnitude <= LARGEST_OFFSET))
+        good = _within(coded.offset, SMALLEST_OFFSET, LARGEST_OFFSET)
         if not bool(good.all()):
             return "offset", float(coded.offset[~good][0]), "0 or a magnitude in [2**-40, 2**16]"
     return None
+
+
+def _within(values: Tensor, smallest: float, largest: float) -> Tensor:
+    """Where a parameter is 0 or has such a magnitude; by its bits, as subnormal numbers may compare as 0."""
+    is_zero = values.view(torch.int32) & 0x7FFFFFFF == 0
+    return is_zero | ((values.abs() >= smallest) & (values.abs() <= largest))

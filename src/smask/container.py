@@ -41,11 +41,12 @@ DICTIONARY_SHA256 = "039ca2d1f49478f9853977c9fe3cd06f09573ba9c0c529234f43b68f431
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask for. Checked with Python integers before anything is allocated.
+    """What a file may ask for. Checked with Python integers before anything is allocated for what they count.
 
     Attributes:
-        max_weights: Elements of all tensors together.
-        max_tensors: Tensors in a file.
+        max_weights: Elements of all tensors together; of each, a dimension of 0 counts as 1, and scales and offsets
+            count instead where they are more.
+        max_tensors: Tensors and tasks in a file.
         max_manifest_bytes: Size of the manifest text.
     """
 

@@ -69,7 +69,8 @@ def contents_of(
     for section, of in in_file_order:
         assembly, kind = assemblies[of], section.kind
         where = f"{kind} of plane {section.plane} of {parts[of].record.name!r}"
-        n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
+        n_bits = assembly.counts.n_bits(kind)
+        context = assembly.context(kind, n_bits)
         coding = section.described.coding
         assembly.add(kind, bitcoding.decode(section.blob, coding, n_bits=n_bits, where=where, context=context))
     plain, coded, same = dict[str, Tensor](), dict[str, CodedTensor](), dict[str, str]()

@@ -6,6 +6,11 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """Text of a file or an error without control characters: a file does not get to steer the terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class SmaskError(Exception):
     """Root of all errors raised on purpose by smask."""
 
@@ -146,7 +151,8 @@ class FormatError(SmaskError):
     want: object
 
     def __str__(self) -> str:
-        return f"not a valid smask file: {self.where}: got {self.got}, want {self.want} [{self.clause}]"
+        # What msgspec says of an unknown field has its name as it is.
+        return printable(f"not a valid smask file: {self.where}: got {self.got}, want {self.want} [{self.clause}]")
 
 
 @dataclass(eq=False)

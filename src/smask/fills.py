@@ -123,8 +123,8 @@ def _row_pieces(
 def _ternary_table(device: str) -> Tensor:
     """float32 [65536, 8]: row ``mask << 8 | signs`` holds the eight weights of two bytes."""
     if device not in _TABLES:
-        row = torch.arange(1 << 16)[:, None]
-        position = torch.arange(8)
+        row = torch.arange(1 << 16, device="cpu")[:, None]
+        position = torch.arange(8, device="cpu")
         sign = (1 - 2 * (row >> position & 1)).to(torch.float32)
         kept = (row >> 8 + position & 1) == 1
         _TABLES[device] = torch.where(kept, sign, 0.0).to(device)
@@ -134,8 +134,8 @@ def _ternary_table(device: str) -> Tensor:
 def _spread_table(device: str) -> Tensor:
     """int64 [256]: the eight bits of a byte, one in each byte, in the order of memory."""
     if device not in _SPREAD_TABLES:
-        row = torch.arange(256, dtype=torch.uint8)[:, None]
-        bits = (row >> torch.arange(8, dtype=torch.uint8)).bitwise_and_(1)
+        row, position = (torch.arange(n, dtype=torch.uint8, device="cpu") for n in (256, 8))
+        bits = (row[:, None] >> position).bitwise_and_(1)
         _SPREAD_TABLES[device] = bits.view(torch.int64)[:, 0].to(device)
     return _SPREAD_TABLES[device]
 

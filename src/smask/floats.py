@@ -50,22 +50,22 @@ def values_from_planes(planes: Sequence[Bits], shapes: Sequence[tuple[int, int]]
 
 
 class Higher:
-    """What the byte planes so far say of all values.
+    """What the byte planes so far say of all values, as long as planes are short: those below one are no shorter.
 
     Args:
         shapes: (n_values, n_bytes of the dtype) of each parameter.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]]) -> None:
-        self._widths = [n_bytes for n, n_bytes in shapes if n]
-        self._values = [np.full(n, -1) for n, _ in shapes if n]
+        self._shapes = [shape for shape in shapes if shape[0]]
+        self._values: dict[int, Integers] = {}
 
     def context(self, byte: int) -> Callable[[], Bytes] | None:
         """Makes what is known before a plane; None where it is too long for the coding ``range``."""
         values = self._in_plane(byte)
-        ends = np.cumsum([0] + [len(value) for value in values])
-        if ends[-1] > MOST_BYTES:
+        if values is None:
             return None
+        ends = np.cumsum([0] + [len(value) for value in values])
 
         def known() -> Bytes:
             partners = [np.full(len(value), -1) for value in values]
@@ -79,13 +79,20 @@ class Higher:
     def see(self, byte: int, plane: Packed) -> None:
         """Takes the bytes of a plane."""
         start = 0
-        for value in self._in_plane(byte):
+        for value in self._in_plane(byte) or ():
             own = plane[start : start + len(value)]
             start += len(value)
             value[:] = np.where(value < 0, own, (value << 8) + own)
 
-    def _in_plane(self, byte: int) -> list[Integers]:
-        return [value for value, width in zip(self._values, self._widths, strict=True) if width > byte]
+    def _in_plane(self, byte: int) -> list[Integers] | None:
+        """What is known of the values that have a byte in a plane; nothing is kept of those of a long one."""
+        places = [place for place, (_, width) in enumerate(self._shapes) if width > byte]
+        if sum(self._shapes[place][0] for place in places) > MOST_BYTES:
+            return None
+        for place in places:
+            if place not in self._values:
+                self._values[place] = np.full(self._shapes[place][0], -1)
+        return [self._values[place] for place in places]
 
 
 def encode(values: Sequence[Packed], *, ranged: bool = True) -> list[tuple[str, bytes]]:

@@ -14,6 +14,8 @@ from .errors import FormatError
 
 CLAUSE = "Z-01"
 MAGIC = bytes.fromhex("28b52ffd")
+# Every decoder of zstd reads windows up to here without being asked; no level of ours has larger ones.
+LARGEST_WINDOW = 1 << 27
 
 
 def compress(data: bytes | memoryview, *, level: int | None, dictionary: bytes | None = None) -> bytes:
@@ -48,7 +50,8 @@ def expand(
         dictionary: Raw content that the frame may refer to.
 
     Raises:
-        FormatError: No data frame, no declared size, no checksum, a dictionary id, damage, or bytes after the frame.
+        FormatError: No data frame, no declared size, no checksum, a dictionary id, too large a window, damage, or bytes
+            after the frame.
     """
     data = bytes(frame)
     try:
@@ -65,6 +68,8 @@ def expand(
         raise FormatError(CLAUSE, where, "no frame checksum", "a frame with checksum")
     if data[4] & 3:  # RFC 8878, section 3.1.1.1.1.6
         raise FormatError(CLAUSE, where, "a dictionary id", "a frame without dictionary id")
+    if not data[4] & 32 and parameters.window_size > LARGEST_WINDOW:
+        raise FormatError(CLAUSE, where, f"a window of {parameters.window_size} bytes", f"at most {LARGEST_WINDOW}")
     check(declared)
     decompressor = zstandard.ZstdDecompressor(dict_data=_raw(dictionary))
     try:

@@ -69,8 +69,7 @@ def check_single(described: Manifest, name: str, source: str) -> None:
 
 def holders(described: Manifest, number: int) -> dict[int, int]:
     """Place of each record of a task to that of the record that has its bytes, which may be one of the first task."""
-    records = described.tensors
-    first = {records[place].name: place for place in described.groups[0]}
+    records, first = described.tensors, described.places_of_first
     own: dict[str, int] = {}
     found = {}
     for place in described.groups[number]:

@@ -187,7 +187,8 @@ def _tensor_reports(opened: Opened, n_first: int) -> list[TensorReport]:
     n_flipped = {index: 0 for index in assemblies if records[index].flip}
     for (index, plane, kind), (described, blob) in zip(bit_sections(records), blobs[n_first:], strict=True):
         assembly, where = assemblies[index], f"{kind} of plane {plane} of {records[index].name!r}"
-        n_bits, context = assembly.counts.n_bits(kind), assembly.context(kind)
+        n_bits = assembly.counts.n_bits(kind)
+        context = assembly.context(kind, n_bits)
         bits = bitcoding.decode(blob, described.coding, n_bits=n_bits, where=where, context=context)
         assembly.add(kind, bits)
         if kind == "flip":

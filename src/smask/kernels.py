@@ -161,7 +161,7 @@ def _multiply_standing(x: Tensor, packed: PackedMatrix, bias: Tensor | None, y: 
     """Levels times columns instead of rows times levels: what stands right of a product is brought into an order of
     AMX's own before, which takes less time for the smaller of the two."""
     columns = halves.pair_order(x, 8 * packed.planes.shape[2], compile=compile and recurs(len(x))).t()
-    unit, whole = torch.ones(len(x), device=x.device), packed.n_rows * len(x) <= N_SUMS_AMX
+    unit, whole = torch.ones(len(x), dtype=torch.float32, device=x.device), packed.n_rows * len(x) <= N_SUMS_AMX
 
     def room(n: int) -> Tensor:
         return buffer(n * len(x), x.dtype, x.device, use="products").view(n, len(x))

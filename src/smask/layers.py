@@ -9,6 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Names that no child has: those of methods and attributes that torch 2.13 gives nn.Sequential, which it would hide.
+# Written out, so that the same files are valid under every release.
+TAKEN = frozenset({
+    "T_destination", "add_module", "append", "apply", "bfloat16", "buffers", "call_super_init", "children", "compile",
+    "cpu", "cuda", "double", "dump_patches", "eval", "extend", "extra_repr", "float", "forward", "get_buffer",
+    "get_extra_state", "get_parameter", "get_submodule", "half", "insert", "ipu", "load_state_dict", "modules", "mtia",
+    "named_buffers", "named_children", "named_modules", "named_parameters", "parameters", "pop",
+    "register_backward_hook", "register_buffer", "register_forward_hook", "register_forward_pre_hook",
+    "register_full_backward_hook", "register_full_backward_pre_hook", "register_load_state_dict_post_hook",
+    "register_load_state_dict_pre_hook", "register_module", "register_parameter", "register_state_dict_post_hook",
+    "register_state_dict_pre_hook", "requires_grad_", "set_extra_state", "set_submodule", "share_memory", "state_dict",
+    "to", "to_empty", "train", "training", "type", "xpu", "zero_grad",
+})  # fmt: skip
+# Nor does one have a name that begins so, but for the wrapper that torch.compile puts around all others.
+RESERVED, WRAPPER = ("_", "smask_"), "_orig_mod"
+
 
 class InputNorm(nn.Module):
     """(x - mean) / std along dimension 1; not part of the state dict."""
@@ -18,8 +34,8 @@ class InputNorm(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, device="cpu"), persistent=False)
-        self.register_buffer("std", torch.tensor(std, device="cpu"), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32, device="cpu"), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32, device="cpu"), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (-1,) + (1,) * (x.dim() - 2)
@@ -42,22 +58,25 @@ class ChannelPad(nn.Module):
 
 
 class Residual(nn.Module):
-    """body(x) + shortcut(x), optionally through ReLU; the children of the body keep their own names."""
+    """body(x) + shortcut(x), optionally through ReLU; the children of the body keep their own names.
+
+    Its own attributes begin with an underscore, as no child does.
+    """
 
     def __init__(self, body: OrderedDict[str, nn.Module], shortcut: OrderedDict[str, nn.Module], *, relu: bool) -> None:
         super().__init__()
         self.shortcut = nn.Sequential(shortcut)
-        self.relu_after = relu
-        self.body_names = tuple(body)
+        self._relu = relu
+        self._body_names = tuple(body)
         for name, module in body.items():
             self.add_module(name, module)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
-        for name in self.body_names:
+        for name in self._body_names:
             y = self._modules[name](y)  # type: ignore[misc]
         y = y + self.shortcut(x)
-        return F.relu(y) if self.relu_after else y
+        return F.relu(y) if self._relu else y
 
 
 class GlobalAveragePool(nn.Module):
@@ -73,7 +92,7 @@ class Positions(nn.Module):
     def __init__(self, entries: int, features: int, *, device: torch.device | str) -> None:
         super().__init__()
         # A module, not a bare parameter: searches mask it and packed layers replace it as any other embedding.
-        self.places = nn.Embedding(entries, features, device=device)
+        self.places = nn.Embedding(entries, features, device=device, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2] > self.places.num_embeddings:
@@ -98,8 +117,8 @@ class Attention(nn.Module):
         if features % heads:
             raise ValueError(f"attention of {features} features by {heads} heads")
         self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(features, 3 * features, bias=bias, device=device)
-        self.out = nn.Linear(features, features, bias=bias, device=device)
+        self.qkv = nn.Linear(features, 3 * features, bias=bias, device=device, dtype=torch.float32)
+        self.out = nn.Linear(features, features, bias=bias, device=device, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (

@@ -7,6 +7,7 @@ so that one model has one manifest.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def parse(text: bytes, *, limits: Limits) -> Manifest:
         raise FormatError("M-01", "manifest", str(error), "JSON") from None
     if not isinstance(fields, dict):
         raise FormatError("M-01", "manifest", type(fields).__name__, "a JSON object")
-    _check_nesting(fields)
+    _check_values(fields)
     if canonical(fields) != text:
         raise FormatError("M-02", "manifest", "another spelling", "canonical JSON: sorted keys, once each, no spaces")
     extensions = _take_extensions(fields, Manifest, "manifest")
@@ -115,12 +116,16 @@ def open_file(data: bytes | memoryview, *, limits: Limits) -> Opened:
     return Opened(manifest, tuple(blobs), len(data), len(envelope.head))
 
 
-def _check_nesting(value: object) -> None:
+def _check_values(value: object) -> None:
+    """Nesting, and integers that a reader whose numbers are binary64 does not have."""
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > MAX_NESTING:
             raise FormatError("M-01", "manifest", f"more than {MAX_NESTING} levels", f"at most {MAX_NESTING} levels")
+        for item in level:
+            if isinstance(item, int) and abs(item) > sys.float_info.max:
+                raise FormatError("M-01", "manifest", f"an integer of {item.bit_length()} bits", "numbers of binary64")
         inside = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         level = [part for parts in inside for part in parts]
 
@@ -141,22 +146,20 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 def _check(manifest: Manifest, limits: Limits) -> None:
-    limits.check("max_tensors", len(manifest.tensors))
-    # A tensor without elements can still ask for a scale a channel.
-    n_values = [max(record.n_weights, sum(n for n, _ in record.parameters())) for record in manifest.tensors]
-    limits.check("max_weights", sum(n_values))
+    limits.check("max_tensors", len(manifest.tensors) + len(manifest.tasks))
+    limits.check("max_weights", sum(record.extent for record in manifest.tensors))
     if manifest.tasks:
         _check_tasks(manifest)
     first: dict[str, Record] = {}
     for group in manifest.groups:
         _check_distinct([manifest.tensors[index].name for index in group], "M-05", "manifest tensors")
-    for group in manifest.groups:
-        earlier: dict[str, Record] = {}
+    for number, group in enumerate(manifest.groups):
+        # By number: the first task may have no records, and is the first all the same.
+        earlier = {} if number else first
         for index in group:
             record = manifest.tensors[index]
             check_record(record, named_holder(record, earlier, first), f"manifest tensors[{index}] {record.name!r}")
             earlier[record.name] = record
-        first = first or earlier
     coded = any(record.seeded for record in manifest.tensors)
     if coded != (manifest.seed is not None):
         got, want = ("none", "a seed for the bases") if coded else (manifest.seed, "none where no base needs it")

@@ -239,7 +239,7 @@ class PackedEmbedding(PackedLayer):
 
 
 def _form(coded: CodedTensor) -> CodedTensor:
-    return replace(coded, planes=(), flip=None, scale=torch.empty(0), offset=None)
+    return replace(coded, planes=(), flip=None, scale=torch.empty(0, dtype=torch.float32, device="cpu"), offset=None)
 
 
 def _parameter(bias: Tensor | None) -> nn.Parameter | None:

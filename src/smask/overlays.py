@@ -44,7 +44,7 @@ def mask_of(tensor: Tensor, origin: Tensor, of: str) -> CodedTensor | None:
         return None
     flips = (kept & flipped).flatten().numpy()
     coded = CodedTensor(
-        tuple(tensor.shape), 0, (_packed(kept.flatten().numpy()),), torch.ones(1), base="file",
+        tuple(tensor.shape), 0, (_packed(kept.flatten().numpy()),), torch.ones(1, dtype=torch.float32), base="file",
         flip=_packed(flips) if flips.any() else None, dtype=tensor.dtype, of=of, origin=origin,
     )  # fmt: skip
     return coded if equal_bits(reconstruct(coded, 0), tensor) else None

@@ -49,7 +49,7 @@ def words_reference(seed: int, stream: int, *, start: int, n_words: int, device:
     for block in range(first, (start + n_words + 3) >> 2):
         values += block_reference((block & MASK, block >> 32, stream, 0), (seed & MASK, seed >> 32))
     offset = start - 4 * first
-    return torch.tensor(values[offset : offset + n_words], dtype=torch.int64).to(torch.int32).to(device)
+    return torch.tensor(values[offset : offset + n_words], dtype=torch.int64, device="cpu").to(torch.int32).to(device)
 
 
 def blocks(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

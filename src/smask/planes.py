@@ -34,6 +34,7 @@ from .counting import Integers
 # Bytes of packed bits that are worked on at a time: integers of eight bytes for each stay in the second-level cache.
 N_CHUNK_BYTES = 1 << 14
 EVERY_BYTE = np.uint64(0x0101010101010101)
+NO_WEIGHTS = np.zeros((0, 0), np.int64)
 
 
 @dataclass
@@ -159,9 +160,13 @@ class Assembly:
         self._significant = np.zeros(n_bytes, np.uint8)
         self._new = self._significant
 
-    def context(self, kind: str) -> Callable[[], Context] | None:
-        """Makes the context of the next section, see :meth:`Above.context`."""
-        return self._above.context(kind, len(self.planes) - (kind != "significance"))
+    def context(self, kind: str, n_bits: int) -> Callable[[], Context] | None:
+        """Makes the context of the next section, see :meth:`Above.context`, which has ``n_bits``."""
+        context = self._above.context(kind, len(self.planes) - (kind != "significance"))
+        if context is None or n_bits:
+            return context
+        # Without a bit nothing has to be known, and a tensor of any size costs no more than its blob.
+        return lambda: Context(kind, NO_WEIGHTS, NO_WEIGHTS.astype(bool))
 
     def add(self, kind: str, bits: Bits) -> None:
         """Takes the next section, of the length that ``counts.n_bits(kind)`` gave."""

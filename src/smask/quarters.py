@@ -60,7 +60,7 @@ def float8(x: Tensor, packed: PackedMatrix, bias: Tensor | None, *, compile: boo
     slabs = parts[: n_parts * n].view(n_parts, n, 8, n_columns // 32, 4).unbind()
     arguments = (x.reshape(n, n_columns // 32, 4, 8), unit, n_infinite, *slabs)
     (compiler.compiled(_divide, *arguments) if once else _divide)(*arguments)
-    y, one = x.new_empty(n, packed.n_rows), torch.ones((), device=x.device)
+    y, one = x.new_empty(n, packed.n_rows), torch.ones((), dtype=torch.float32, device=x.device)
     for start, end, levels in quarter_tiles(packed, compile=compile):
         # Without the fast accumulation sums go on in float32 now and then, which took no longer.
         sums = torch._scaled_mm(parts, levels.t(), one, one, out_dtype=torch.float32, use_fast_accum=False)
@@ -141,7 +141,8 @@ def _available(device: torch.device) -> bool:
         return False
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 9)
-    one, some = torch.ones((), device=device), torch.zeros(16, 16, device=device).to(torch.float8_e4m3fn)
+    one = torch.ones((), dtype=torch.float32, device=device)
+    some = torch.zeros(16, 16, dtype=torch.float8_e4m3fn, device=device)
     try:
         torch._scaled_mm(some, some.t(), one, one, out_dtype=torch.float32)
     except (RuntimeError, NotImplementedError):

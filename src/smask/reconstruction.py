@@ -27,10 +27,10 @@ from .fills import N_CHUNK, bits_of, flushed
 def reconstruct_reference(coded: CodedTensor, seed: int, *, device: torch.device | str = "cpu") -> Tensor:
     """Plain and slow :func:`reconstruct`: the formula on whole tensors."""
     n = coded.n_weights
-    q = torch.zeros(n, dtype=torch.int64)
+    q = torch.zeros(n, dtype=torch.int64, device="cpu")
     for plane in coded.planes:
         q = 2 * q + bits_of(plane, n)
-    channel = torch.arange(n) // max(1, n // max(1, coded.shape[0]))
+    channel = torch.arange(n, device="cpu") // max(1, n // max(1, coded.shape[0]))
     scale = coded.scale if len(coded.scale) == 1 else coded.scale[channel]
     level = q.to(torch.float32)
     if coded.offset is not None:

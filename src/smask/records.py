@@ -82,6 +82,14 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
         return math.prod(self.shape)
 
     @property
+    def extent(self) -> int:
+        """What limits go by: elements as they would be without a dimension of 0, or scales and offsets, if more.
+
+        A tensor without elements has dimensions all the same, which libraries multiply.
+        """
+        return max(math.prod(size or 1 for size in self.shape), sum(n for n, _ in self.parameters()))
+
+    @property
     def has_levels(self) -> bool:
         """Whether the planes hold levels, from which the formula makes weights."""
         return self.planes is not None and self.base != "values"
@@ -171,6 +179,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         n_first = (len(self.tensors) - sum(n for n in own if n is not None)) // n_like_first
         ends = [*itertools.accumulate(n_first if n is None else n for n in own or [None])]
         return tuple(range(start, end) for start, end in itertools.pairwise([0, *ends]))
+
+    @functools.cached_property
+    def places_of_first(self) -> dict[str, int]:
+        """Places of the records of the first task, or of the one model, by name."""
+        return {self.tensors[place].name: place for place in self.groups[0]}
 
 
 @functools.cache

@@ -21,6 +21,9 @@ N_PIECE = 1 << 20
 # Where in its interval a magnitude lies whose lowest planes are missing. Weights thin out towards large ones, so a
 # little before the middle has the least error: on ResNet-20 within 0.6 % of the best, one to four planes missing.
 MIDDLE = 7 / 16
+# The smallest number of binary32. Numbers below 2**-126 are subnormal there, and a processor may be set to take those
+# for 0: they are moved between binary32 and others as integers.
+UNIT, SMALLEST_NORMAL = 2.0**-149, 2.0**-126
 
 
 def plain_tensor(record: Record, stored: Tensor) -> Tensor:
@@ -31,7 +34,7 @@ def plain_tensor(record: Record, stored: Tensor) -> Tensor:
         raise FormatError(
             "F-03", f"values of {record.name!r}", f"a NaN stored as {record.stored}", "NaNs only unwidened"
         )
-    return stored.to(dtype)
+    return _converted(stored, dtype)
 
 
 def coded_tensor(
@@ -55,8 +58,11 @@ def coded_tensor(
         middle = MIDDLE * (2.0**n_missing - 1)
         if record.trellis:
             middle, n_missing = 2 * middle - 0.5, n_missing + 1
-        scale = scale * 2.0**n_missing
-        offset = ((torch.zeros(1) if offset is None else offset) - middle) * 2.0**-n_missing
+        # A scale that is subnormal stays one, which is refused below wherever products of it are 0.
+        scale = torch.where(_subnormal(scale), scale, scale * 2.0**n_missing)
+        if offset is None:
+            offset = torch.zeros(1, dtype=torch.float32, device="cpu")
+        offset = (offset - middle) * 2.0**-n_missing
         offset = torch.where(offset.abs() < SMALLEST_OFFSET, 0.0, offset)
     whole = record.trellis and len(found) == record.planes
     if whole:
@@ -118,7 +124,7 @@ def values_tensor(record: Record, assembly: planes.Assembly, origin: Tensor | No
     found = list(assembly.value_bytes)
     if len(found) < width:
         if not found or origin is not None or "F" not in str(record.stored):
-            whole = torch.zeros(record.n_weights, dtype=DTYPE_OF_NAME[record.dtype])
+            whole = torch.zeros(record.n_weights, dtype=DTYPE_OF_NAME[record.dtype], device="cpu")
             return whole if origin is None else origin.flatten().clone()
         for fill in (0x80, *[0] * (width - len(found) - 1)):
             found.append(Bits(np.full(n_kept, fill, np.uint8), 8 * n_kept))
@@ -187,10 +193,33 @@ def smallest_exact(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point() and any(bool(piece.isnan().any()) for piece in pieces):
         return tensor
     for dtype in candidates.get(tensor.dtype, ()):
-        back = (piece.to(dtype).to(tensor.dtype) for piece in pieces)
+        back = (_converted(_converted(piece, dtype), tensor.dtype) for piece in pieces)
         if all(map(torch.equal, map(integrity.raw_bytes, back), map(integrity.raw_bytes, pieces))):
-            return tensor.to(dtype)
+            return _converted(tensor, dtype)
     return tensor
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype, the same on every processor for what the narrower of the two holds exactly."""
+    if dtype == tensor.dtype or torch.float64 not in (dtype, tensor.dtype):
+        return tensor.to(dtype)
+    if dtype == torch.float64:
+        single = tensor.to(torch.float32)
+        wide, small = single.to(dtype), _subnormal(single)
+        bits = single.view(torch.int32)[small]
+        values = (bits & 0x7FFFFF).to(dtype) * UNIT
+        wide[small] = torch.where(bits < 0, -values, values)
+        return wide
+    single, small = tensor.to(torch.float32), tensor.abs() < SMALLEST_NORMAL
+    values = tensor[small]
+    bits = (values.abs() * UNIT**-1).to(torch.int32)
+    single.view(torch.int32)[small] = torch.where(values.signbit(), bits | -(2**31), bits)
+    return single.to(dtype)
+
+
+def _subnormal(single: Tensor) -> Tensor:
+    """Which numbers of binary32 are below the normal ones, 0 among them."""
+    return single.view(torch.int32) & 0x7F800000 == 0
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from . import codec, groups, integrity, packs, replacement, sources
+from . import architectures, codec, groups, integrity, packs, replacement, sources
 from .container import Limits
 from .contents import Contents, contents_of, dense_tensors
 from .errors import ArgumentError, IntegrityError, UnsupportedError
@@ -19,6 +19,7 @@ from .prefixes import Cut
 from .recipe import attach
 from .reconstruction import reconstruct
 from .sources import DEFAULT_LIMITS, BaseSource, Source
+from .ties import check_ties
 
 
 class Tasks:
@@ -77,12 +78,17 @@ class Tasks:
         Raises:
             ArgumentError: No task of the file, or weights of more planes than a packed layer holds.
             UnsupportedError: Weights of the task that no packed layer holds, where the model has one.
-            ArchitectureError: Names, shapes or dtypes of the model are not those of the task.
+            ArchitectureError: Names, shapes or dtypes of the model are not those of the task, or it has as one what
+                differs there.
             FormatError, UnsupportedError, LimitError, IntegrityError, BaseError: As :func:`smask.decode`.
         """
         described = self._opened.manifest
         check_fit(model, groups.records_of(described, task))
         read, layers = self._contents(task), replacement.packed_layers(model)
+        arch = groups.arch_of(described, task)
+        # Packed layers do not know what they are tied to, but the file does.
+        own = arch.get("kind") != "external"
+        check_ties(architectures.build(arch, "meta") if own and layers else model, read, described=own)
         bits = {name: self._bits_of(read, name, layer) for name, layer in layers.items()}
         state = model.state_dict()
         for name in read.names:

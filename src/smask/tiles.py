@@ -262,7 +262,7 @@ def _words(origin: Tensor, out: Tensor) -> None:
 def _numbers(values: Sequence[int], device: torch.device) -> Tensor:
     """int64 [n]; without a copy from memory that may be paged out, which a CUDA graph cannot hold."""
     if device.type != "cuda":
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, dtype=torch.int64, device=device)
     return torch.stack([torch.full((), value, dtype=torch.int64, device=device) for value in values])
 
 

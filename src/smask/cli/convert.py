@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import printable
 from . import bars, data_options, screen
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress, trained=trained,
         )  # fmt: skip
     for line in _notes(report):
-        screen.say(screen.printable(line), quiet=arguments.quiet)
+        screen.say(printable(line), quiet=arguments.quiet)
     if arguments.eval:
         scored |= _scored_after(arguments, report, arch or {})
     if arguments.json:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..errors import printable
+
 if TYPE_CHECKING:
     from ..inspection import FileReport
     from ..prefixes import Coverage
@@ -26,11 +28,6 @@ def say(text: str, *, quiet: bool = False) -> None:
     """One line of narration."""
     if not quiet:
         Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
-
-
-def printable(text: str) -> str:
-    """Text of a file or an error without control characters: a file does not get to steer the terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def safe(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, DataError, OutputError
+from ..errors import ArgumentError, DataError, OutputError, printable
 from . import screen
 
 EPILOG = """\
@@ -166,7 +166,7 @@ def _search(setting: dict[str, str], arguments: argparse.Namespace, out: Path) -
         raise KeyboardInterrupt
     if done.returncode:
         said = (done.stderr or "").strip().splitlines()[-1:] or [f"exit code {done.returncode}, see above"]
-        return {"problem": screen.printable(said[0])}
+        return {"problem": printable(said[0])}
     printed = json.loads(done.stdout)
     shutil.rmtree(folder)
     if not any(folder.parent.iterdir()):

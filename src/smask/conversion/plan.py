@@ -54,7 +54,7 @@ def grid(step: float) -> float:
     step = min(LARGEST_STEP, max(SMALLEST_STEP, step))
     if NORMAL_F16[0] <= step <= NORMAL_F16[1]:
         return float(np.float16(step))
-    return float(torch.tensor(step).bfloat16())
+    return float(torch.tensor(step, dtype=torch.float32).bfloat16())
 
 
 def step_for(step: float, largest: float) -> float:
