@@ -193,7 +193,7 @@ class Job:
         return Checkpoints(folder, resume=arguments.resume, every=arguments.checkpoint_every, problem=self._problem)
 
     def _problem(self, text: str) -> None:
-        screen.say(f"smask: {screen.printable(text)}")
+        screen.say(f"smask: {text}")
         if self.log:
             self.log.event("problem", text=text)
 

@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         f" and {len(names) - screen.N_SHOWN} more" * (len(names) > screen.N_SHOWN)
     )
     rows = [
-        ("output", screen.safe(arguments.output)),
-        ("tasks", f"{n(len(names))}: {screen.safe(shown)}"),
+        ("output", arguments.output),
+        ("tasks", f"{n(len(names))}: {shown}"),
         *([("layers of their own", f"{n(n_own)} of the tasks")] if n_own else []),
         ("bytes", f"{screen.byte_line(report)}"),
         ("apart", f"{n(sum(sizes))} bytes"),

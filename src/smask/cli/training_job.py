@@ -204,7 +204,7 @@ class TrainingJob:
 
     def problem(self, text: str) -> None:
         """Narrates what went wrong without ending the command."""
-        screen.say(f"smask: {screen.printable(text)}")
+        screen.say(f"smask: {text}")
         if self.log:
             self.log.event("problem", text=text)
 
