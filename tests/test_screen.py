@@ -1,5 +1,9 @@
 """What a person sees: names of files and tensors as they are, whatever they hold and wherever they are shown."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,13 @@ def test_narration_is_text(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 def test_cells_of_several_lines(capsys: pytest.CaptureFixture[str]) -> None:
     screen.result({}, [("a", "b\nc\x1b[2J")], as_json=False)
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == ["a  b", "c\\x1b[2J"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_stdout_has_no_letters_for(here: Path, as_json: bool) -> None:
+    smask.convert_checkpoint({"ключ": torch.ones(3)}, "m.smask")
+    command = [sys.executable, "-m", "smask", "inspect", "m.smask", *["--json"] * as_json]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode("ascii")
+    assert (json.loads(text)["tensors"][0]["name"] == "ключ") if as_json else (r"\u043a\u043b\u044e\u0447" in text)
