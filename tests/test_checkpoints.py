@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import smask
 from smask import pickles
 from smask.checkpoints import open_checkpoint
 from smask.errors import ArgumentError, CheckpointError, DataError
@@ -155,6 +156,16 @@ def test_tied_tensors_are_aliases(tmp_path: Path, zipped: bool) -> None:
         aliases = {entry.name: entry.alias_of for entry in open_checkpoint(source).entries if entry.alias_of}
         assert aliases == {"tied": "first", "again": "first"}
         agrees(source, state)
+
+
+def test_values_whose_sign_is_kept_beside_them(tmp_path: Path) -> None:
+    wave = torch.tensor([1 + 2j, 3 - 4j])
+    state = {"real": wave.real, "imaginary": wave.imag, "negative": wave.conj().imag}
+    torch.save(state, tmp_path / "m.pt")
+    for source in (state, tmp_path / "m.pt"):
+        agrees(source, {name: tensor.resolve_neg() for name, tensor in state.items()})
+        assert not any(entry.alias_of for entry in open_checkpoint(source).entries)
+        assert len(smask.open_base(source).digest) == 64
 
 
 def test_nested_checkpoints(tmp_path: Path) -> None:

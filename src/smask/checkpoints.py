@@ -194,7 +194,11 @@ def _open_pickle(path: Path, key: str | None) -> Checkpoint:
 def _from_tensors(source: str, mapping: Mapping[str, object], key: str | None) -> Checkpoint:
     found = pickles.find_tensors(source, mapping, key)
     entries = _entries(source, found.tensors)
-    return Checkpoint(source, entries, lambda name: found.tensors[name].detach(), key=found.key, ignored=found.ignored)
+
+    def read(name: str) -> Tensor:
+        return pickles.plain(found.tensors[name])
+
+    return Checkpoint(source, entries, read, key=found.key, ignored=found.ignored)
 
 
 def _entries(source: object, tensors: Mapping[str, Tensor]) -> tuple[Entry, ...]:
@@ -208,7 +212,7 @@ def _entries(source: object, tensors: Mapping[str, Tensor]) -> tuple[Entry, ...]
         alias = None
         if tensor.numel():
             view = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-            alias = first.setdefault((*view, tensor.dtype, tensor.device), name)
+            alias = first.setdefault((*view, tensor.dtype, tensor.device, tensor.is_neg()), name)
         dtype = NAME_OF_DTYPE.get(tensor.dtype, str(tensor.dtype))
         entries.append(_entry(source, name, tensor.shape, dtype, alias if alias != name else None))
     return tuple(entries)

@@ -69,7 +69,7 @@ class Archive:
         if self._n_read > N_BYTES_MAPPED and self._head.startswith(ZIP_MAGIC):
             self.tensors = {}
             self._load()
-        tensor = self.tensors[name].detach()
+        tensor = plain(self.tensors[name])
         self._n_read += tensor.nbytes
         return tensor
 
@@ -94,6 +94,11 @@ def _loaded(path: Path, head: bytes) -> object:
         said = " ".join([type(error).__name__, *str(error).splitlines()[:1]])[:120]
         reason = f"not a whole file of torch.save ({said}), it begins with {head!r}"
         raise CheckpointError(str(path), reason, advice="fetch or save it again, or save it as safetensors") from None
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor without history, whose memory has its values: torch may keep a sign for all of them beside it."""
+    return tensor.detach().resolve_neg()
 
 
 def find_tensors(source: str, loaded: object, key: str | None) -> Found:
