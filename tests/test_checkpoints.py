@@ -168,6 +168,24 @@ def test_values_whose_sign_is_kept_beside_them(tmp_path: Path) -> None:
         assert len(smask.open_base(source).digest) == 64
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_repeated_numbers(tmp_path: Path, zipped: bool) -> None:
+    """A tensor of kilobytes that asks for terabytes is refused, a bias spread over a few rows is not."""
+    state = {"row": torch.arange(5.0).expand(3, 5), "one": torch.zeros(1).expand(2**20)}
+    path = tmp_path / "m.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    agrees(path, state)
+    for many in ((2**40,), (2**31, 2**31), (2**27,)):
+        wide = {"fine": torch.zeros(3), "wide": torch.zeros(1).expand(many)}
+        torch.save(wide, path, _use_new_zipfile_serialization=zipped)
+        error = refused(path)
+        assert (error.source, error.tensor) == (str(path), "wide")
+        assert "of 4 in the file" in error.reason
+        assert len(open_checkpoint(wide).entries) == 2
+    torch.save({str(n): torch.zeros(1, n).expand(2**22, n) for n in range(1, 9)}, path)
+    assert refused(path).tensor == "6"
+
+
 def test_nested_checkpoints(tmp_path: Path) -> None:
     state = collections.OrderedDict((f"module.{name}", tensor) for name, tensor in tensors().items())
     saved = {"epoch": 3, "model": {"state_dict": state}, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}

@@ -14,6 +14,7 @@ a folder, as Hugging Face writes it          the one model file or index in it, 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ IN_FOLDER = (
     "*.safetensors.index.json", "model.safetensors", "*.safetensors", "*.bin.index.json", "pytorch_model.bin", "*.bin",
     "*.pt", "*.pth", "*.th",
 )  # fmt: skip
+# Bytes that tensors of a pickle take beyond what is in the file: a number in it, repeated, may ask for terabytes.
+MAX_REPEATED = 1 << 28
 FETCH_AGAIN = "fetch or save it again"
 
 
@@ -188,6 +191,13 @@ def _open_shard(index: Path, name: str, shard: str) -> Checkpoint:
 def _open_pickle(path: Path, key: str | None) -> Checkpoint:
     archive = pickles.Archive(path, key)
     entries = _entries(path, archive.tensors)
+    n_repeated = 0
+    for name, tensor in archive.tensors.items():
+        n_bytes, n_stored = math.prod(tensor.shape) * tensor.itemsize, tensor.untyped_storage().nbytes()
+        n_repeated += max(0, n_bytes - n_stored)
+        if n_repeated > MAX_REPEATED:
+            reason = f"{n_bytes:,} bytes of {n_stored:,} in the file, repeated"
+            raise CheckpointError(str(path), reason, name, "save it as it is: tensor.contiguous()")
     return Checkpoint(str(path), entries, archive.read, key=archive.key, ignored=archive.ignored, files=(path,))
 
 
