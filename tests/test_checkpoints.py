@@ -217,6 +217,23 @@ def test_nothing_to_find() -> None:
     assert "deep" in refused(itself).reason
 
 
+def test_a_dict_in_many_places_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(dict[object, object]):
+        n_looks = 0
+
+        def values(self):
+            Counted.n_looks += 1
+            return super().values()
+
+    shared = Counted(dict.fromkeys(range(50), 0))
+    chain: object = Counted({"w": torch.zeros(1)})
+    for _ in range(50):
+        chain = Counted({"inner": chain})
+    assert "no tensors" in refused({f"k{number}": shared for number in range(50)}).reason
+    assert "several places" in refused({f"k{number}": Counted({"inner": chain}) for number in range(50)}).reason
+    assert Counted.n_looks <= 1 + 51 + 50
+
+
 class Evil:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
