@@ -303,6 +303,13 @@ def test_foreign_dtypes_of_safetensors(tmp_path: Path) -> None:
     assert (error.tensor, error.reason) == ("f8", "dtype F8_E5M2")
 
 
+@pytest.mark.parametrize("shape", [[2**63, 0], [0, 2**62, 2], [2**62 + 1, 0], [2**64, 0]])
+def test_shapes_of_nothing_that_torch_cannot_count(tmp_path: Path, shape: list[int]) -> None:
+    head = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    assert str(tmp_path / "m.safetensors") in str(refused(tmp_path / "m.safetensors"))
+
+
 def test_real_checkpoints(real_data: Path) -> None:
     checkpoint = open_checkpoint(real_data / "checkpoints/resnet20-12fca82f.th")
     assert (checkpoint.key, checkpoint.prefix, checkpoint.ignored) == (("state_dict",), "module.", ("best_prec1",))

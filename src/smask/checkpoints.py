@@ -34,6 +34,8 @@ from .records import Name
 
 Source: TypeAlias = str | os.PathLike[str] | nn.Module | Mapping[str, object]
 MAX_DIMENSIONS = 8
+# What torch and a file count to; without elements a tensor may have a shape that neither does.
+MAX_COUNT = 2**62
 # Prefixes that wrappers (DataParallel, torch.compile) put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 # What a folder is searched for; the first pattern that one file matches wins.
@@ -244,4 +246,6 @@ def _entry(source: object, name: object, shape: Iterable[int], dtype: str, alias
     if len(dimensions) > MAX_DIMENSIONS:
         reason = f"{len(dimensions)} dimensions"
         raise CheckpointError(str(source), reason, text, f"reshape it to at most {MAX_DIMENSIONS}")
+    if math.prod(max(1, n) for n in dimensions) > MAX_COUNT:
+        raise CheckpointError(str(source), f"shape {list(dimensions)}", text, FETCH_AGAIN)
     return Entry(text, dimensions, dtype, alias_of)
