@@ -202,6 +202,7 @@ def test_nested_checkpoints(tmp_path: Path) -> None:
     assert "student, teacher" in refused(two).reason
     assert torch.equal(open_checkpoint(two, key="teacher").read("w"), torch.ones(2))
     assert "student, teacher" in refused(two, key="dean").advice
+    assert r"line\nend, \x1b[2J" in str(refused({"line\nend": two["student"], "\x1b[2J": two["teacher"]}))
     assert open_checkpoint({"weights_of_mine": two["teacher"]}).key == ("weights_of_mine",)
     mixed = {"w": torch.zeros(2), "version": 1}
     assert open_checkpoint(mixed).ignored == ("version",)

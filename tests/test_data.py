@@ -185,6 +185,10 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             data.load_dataset(str(path))
         assert word in caught.value.reason
+    np.savez(path, **{"line\nend": np.zeros(3)})
+    with pytest.raises(DataError) as caught:
+        data.load_dataset(str(path))
+    assert r"it has line\nend" in str(caught.value)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(DataError) as caught:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from .screen import console, n, printable, say
+from ..errors import printable
+from .screen import console, n, say
 
 if TYPE_CHECKING:
     from ..runs.board import Board

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import printable
 from . import bars, data_options, screen
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _listed(names: Sequence[str]) -> str:
 def _show(report: ConversionReport, scored: dict[str, Any]) -> None:
     from rich.table import Table
 
-    n, printable = screen.n, screen.printable
+    n = screen.n
     table = Table(box=None, pad_edge=False)
     for heading in ("tensor", "shape", "dtype", "stored as", "raw bytes", "bytes", "bits a weight", "error"):
         left = heading in ("tensor", "shape", "dtype", "stored as")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ..errors import printable
 from . import screen
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         screen.result(report.as_dict(), [], as_json=True)
         return 0
-    n, printable = screen.n, screen.printable
+    n = screen.n
     table = Table(box=None, pad_edge=False)
     if report.tasks:
         table.add_column("task")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import SmaskError
+from ..errors import SmaskError, printable
 
 # As a shell reports a process that SIGINT ended.
 INTERRUPTED = 130
@@ -111,7 +111,6 @@ def entry() -> NoReturn:
 
 def _fail(message: str, code: int) -> int:
     from .processes import rank
-    from .screen import printable
 
     who = f"smask, rank {rank()}" if rank() and "rank " not in message else "smask"
     print(f"{who}: {printable(message)}", file=sys.stderr)

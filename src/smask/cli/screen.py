@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import printable
+
 if TYPE_CHECKING:
     from ..inspection import FileReport
     from ..prefixes import Coverage
@@ -30,11 +32,6 @@ def say(text: str, *, quiet: bool = False) -> None:
     """One line of narration."""
     if not quiet:
         console(stderr=True).print(printable(text), soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Text of a file or an error without control characters: a file does not get to steer the terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def result(fields: dict[str, Any], rows: Sequence[tuple[str, str]], *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError, DataError, OutputError
+from ..errors import ArgumentError, DataError, OutputError, printable
 from . import screen
 
 EPILOG = """\
@@ -166,7 +166,7 @@ def _search(setting: dict[str, str], arguments: argparse.Namespace, out: Path) -
         raise KeyboardInterrupt
     if done.returncode:
         said = (done.stderr or "").strip().splitlines()[-1:] or [f"exit code {done.returncode}, see above"]
-        return {"problem": screen.printable(said[0])}
+        return {"problem": printable(said[0])}
     printed = json.loads(done.stdout)
     shutil.rmtree(folder)
     if not any(folder.parent.iterdir()):
@@ -219,7 +219,7 @@ def _rows(points: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     for point in points:
         if "problem" in point:
             setting: dict[str, str] = {name: point[name] for name in NAMES if name in point}
-            rows.append(("failed", screen.printable(f"smask {shlex.join(_command(setting))}: {point['problem']}")))
+            rows.append(("failed", printable(f"smask {shlex.join(_command(setting))}: {point['problem']}")))
     return rows
 
 
