@@ -40,7 +40,7 @@ def test_the_pairs_are_always_the_same() -> None:
     assert numbers(data.x_test[:3]).tolist() == FIRST
 
 
-@pytest.mark.parametrize("name", ["4", "25", "x", "-12", "12.0", "٣٣", "9" * 400])
+@pytest.mark.parametrize("name", ["4", "25", "x", "-12", "12.0", "٣٣", "9" * 400, "00120", "0" * 5000 + "9"])
 def test_other_numbers_of_bits_are_refused(name: str) -> None:
     with pytest.raises(DataError) as caught:
         load_dataset(f"addition:{name}")

@@ -54,7 +54,7 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [("--shape 4x", "--shape"), ("--shape 4x0", "--shape"), ("--batch 1,x", "--batch"), ("--planes 8", "sizes"), ("--kernels magic", "kernels"), ("--activations int8", "dtype"), ("--rounds 0", "sizes")],
+    [("--shape 4x", "--shape"), ("--shape 4x0", "--shape"), (f"--batch {'1' * 5000}", "--batch"), ("--batch 1,x", "--batch"), ("--planes 8", "sizes"), ("--kernels magic", "kernels"), ("--activations int8", "dtype"), ("--rounds 0", "sizes")],
 )  # fmt: skip
 def test_bad_options(options: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--device", "cpu", *options.split()]) == 2

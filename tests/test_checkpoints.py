@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import smask
 from smask import pickles
 from smask.checkpoints import open_checkpoint
 from smask.errors import ArgumentError, CheckpointError, DataError
@@ -157,6 +158,34 @@ def test_tied_tensors_are_aliases(tmp_path: Path, zipped: bool) -> None:
         agrees(source, state)
 
 
+def test_values_whose_sign_is_kept_beside_them(tmp_path: Path) -> None:
+    wave = torch.tensor([1 + 2j, 3 - 4j])
+    state = {"real": wave.real, "imaginary": wave.imag, "negative": wave.conj().imag}
+    torch.save(state, tmp_path / "m.pt")
+    for source in (state, tmp_path / "m.pt"):
+        agrees(source, {name: tensor.resolve_neg() for name, tensor in state.items()})
+        assert not any(entry.alias_of for entry in open_checkpoint(source).entries)
+        assert len(smask.open_base(source).digest) == 64
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_repeated_numbers(tmp_path: Path, zipped: bool) -> None:
+    """A tensor of kilobytes that asks for terabytes is refused, a bias spread over a few rows is not."""
+    state = {"row": torch.arange(5.0).expand(3, 5), "one": torch.zeros(1).expand(2**20)}
+    path = tmp_path / "m.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    agrees(path, state)
+    for many in ((2**40,), (2**31, 2**31), (2**27,)):
+        wide = {"fine": torch.zeros(3), "wide": torch.zeros(1).expand(many)}
+        torch.save(wide, path, _use_new_zipfile_serialization=zipped)
+        error = refused(path)
+        assert (error.source, error.tensor) == (str(path), "wide")
+        assert "of 4 in the file" in error.reason
+        assert len(open_checkpoint(wide).entries) == 2
+    torch.save({str(n): torch.zeros(1, n).expand(2**22, n) for n in range(1, 9)}, path)
+    assert refused(path).tensor == "6"
+
+
 def test_nested_checkpoints(tmp_path: Path) -> None:
     state = collections.OrderedDict((f"module.{name}", tensor) for name, tensor in tensors().items())
     saved = {"epoch": 3, "model": {"state_dict": state}, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
@@ -173,6 +202,7 @@ def test_nested_checkpoints(tmp_path: Path) -> None:
     assert "student, teacher" in refused(two).reason
     assert torch.equal(open_checkpoint(two, key="teacher").read("w"), torch.ones(2))
     assert "student, teacher" in refused(two, key="dean").advice
+    assert r"line\nend, \x1b[2J" in str(refused({"line\nend": two["student"], "\x1b[2J": two["teacher"]}))
     assert open_checkpoint({"weights_of_mine": two["teacher"]}).key == ("weights_of_mine",)
     mixed = {"w": torch.zeros(2), "version": 1}
     assert open_checkpoint(mixed).ignored == ("version",)
@@ -186,6 +216,23 @@ def test_nothing_to_find() -> None:
     refused(itself)
     itself["w"] = torch.zeros(1)
     assert "deep" in refused(itself).reason
+
+
+def test_a_dict_in_many_places_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(dict[object, object]):
+        n_looks = 0
+
+        def values(self):
+            Counted.n_looks += 1
+            return super().values()
+
+    shared = Counted(dict.fromkeys(range(50), 0))
+    chain: object = Counted({"w": torch.zeros(1)})
+    for _ in range(50):
+        chain = Counted({"inner": chain})
+    assert "no tensors" in refused({f"k{number}": shared for number in range(50)}).reason
+    assert "several places" in refused({f"k{number}": Counted({"inner": chain}) for number in range(50)}).reason
+    assert Counted.n_looks <= 1 + 51 + 50
 
 
 class Evil:
@@ -255,6 +302,13 @@ def test_foreign_dtypes_of_safetensors(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2), "f8": torch.zeros(2).to(torch.float8_e5m2)}, tmp_path / "m.safetensors")
     error = refused(tmp_path / "m.safetensors")
     assert (error.tensor, error.reason) == ("f8", "dtype F8_E5M2")
+
+
+@pytest.mark.parametrize("shape", [[2**63, 0], [0, 2**62, 2], [2**62 + 1, 0], [2**64, 0]])
+def test_shapes_of_nothing_that_torch_cannot_count(tmp_path: Path, shape: list[int]) -> None:
+    head = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    assert str(tmp_path / "m.safetensors") in str(refused(tmp_path / "m.safetensors"))
 
 
 def test_real_checkpoints(real_data: Path) -> None:

@@ -212,6 +212,12 @@ def test_a_file_does_not_steer_the_terminal(
     assert "\\x1b]0;title\\x07[bold]b" in text
 
 
+def test_a_tensor_that_safetensors_cannot_name(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    smask.convert_checkpoint({"__metadata__": torch.ones(2)}, "model.smask")
+    assert "'__metadata__'" in fails(capsys, 5, "decode", "model.smask", "-o", "model.safetensors")
+    assert os.listdir(here) == ["model.smask"]
+
+
 def test_verify_says_no(file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from smask import bases
 

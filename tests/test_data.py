@@ -1,5 +1,8 @@
 import gzip
+import io
+import re
 import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 
 from smask.errors import ArgumentError, DataError
+from smask.readers import examples
 from smask.readers.arrays import IDX_FILES
 from smask.search import data
 
@@ -121,6 +125,93 @@ def test_an_idx_header_of_terabytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         data.load_dataset(str(folder))
     assert "its header asks for" in caught.value.reason
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("shape", [(1,) * 255, (2**32 - 1, 2**32 - 1, 2**32 - 1, 0), (2**31, 2**31)])
+def test_idx_headers_of_no_array(tmp_path: Path, shape: tuple[int, ...], zipped: bool) -> None:
+    folder = write_idx(tmp_path / "set", arrays(), zipped=zipped)
+    images = next(folder.glob("train-images*"))
+    raw = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape) + b"\0" * (shape[0] == 1)
+    images.write_bytes(gzip.compress(raw) if zipped else raw)
+    with pytest.raises(DataError) as caught:
+        data.load_dataset(str(folder))
+    assert caught.value.source == str(images)
+
+
+def header(shape: tuple[int, ...], version: int = 1, descr: str = "|u1") -> bytes:
+    """Of an array in an ``.npz``."""
+    out = io.BytesIO()
+    write = np.lib.format.write_array_header_1_0 if version == 1 else np.lib.format.write_array_header_2_0
+    write(out, {"descr": descr, "fortran_order": False, "shape": shape})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "no array x_train"),
+        (b"hello", "unreadable"),
+        (header((2**50,)), "asks for 1,125,899,906,842,624"),
+        (header((2**32, 2**32), version=2), "asks for 18,446,744,073,709,551,616"),
+        (header((1,), descr="<U100000000"), "asks for 400,000,000"),
+        (header((-1,)), "unreadable"),
+        (header((2**63, 0)), "unreadable"),
+        (header((2**64, 0)), "unreadable"),
+        (header((1,), descr="|O") + b"\0" * 8, "unreadable"),
+    ],
+)  # fmt: skip
+def test_members_of_an_npz_that_are_no_arrays(tmp_path: Path, content: bytes, word: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in IDX_FILES:
+            archive.writestr(f"{name}.npy" if content else name, content)
+    with pytest.raises(DataError) as caught:
+        data.load_dataset(str(tmp_path / "a.npz"))
+    assert caught.value.source == str(tmp_path / "a.npz")
+    assert word in caught.value.reason
+
+
+def test_files_that_are_no_npz(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.npz", tmp_path / "a.npz"
+    np.savez(whole, **arrays())
+    # Of each member twice, before it and in the table at the end: the flags, where 1 says encrypted, and the coding.
+    raw, places = whole.read_bytes(), ((b"PK\3\4", 6), (b"PK\1\2", 8))
+    for offset, value, word in ((0, 1, "encrypted"), (2, 99, "compression")):
+        changed = bytearray(raw)
+        for magic, place in places:
+            for at in (found.start() for found in re.finditer(re.escape(magic), raw)):
+                changed[at + place + offset] = value
+        path.write_bytes(changed)
+        with pytest.raises(DataError) as caught:
+            data.load_dataset(str(path))
+        assert word in caught.value.reason
+    np.savez(path, **{"line\nend": np.zeros(3)})
+    with pytest.raises(DataError) as caught:
+        data.load_dataset(str(path))
+    assert r"it has line\nend" in str(caught.value)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError) as caught:
+        data.load_dataset(str(path))
+    assert "not a zip" in caught.value.reason
+
+
+@pytest.mark.parametrize("form", ["npz", "idx", "idx.gz"])
+def test_arrays_larger_than_memory_is_meant_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """Refused by what headers say, before anything is decompressed."""
+    parts = arrays(1000)
+    source = tmp_path / "a.npz"
+    if form == "npz":
+        np.savez_compressed(source, **parts)
+    else:
+        source = write_idx(tmp_path / "set", parts, zipped=form == "idx.gz")
+    data.load_dataset(str(source))
+    monkeypatch.setattr(examples, "MAX_BYTES", 20_000 - 1)
+    monkeypatch.setattr(np.lib.format, "read_array", None)
+    monkeypatch.setattr(np, "frombuffer", None)
+    with pytest.raises(DataError) as caught:
+        data.load_dataset(str(source))
+    assert "at most 19,999 are read" in caught.value.reason
 
 
 def test_digits(digits_data: data.Dataset) -> None:

@@ -1,18 +1,29 @@
 """Any byte string yields a correct model or one of our errors: files damaged on purpose, sums recomputed."""
 
 import functools
+import gzip
+import io
 import json
 import random
+import struct
+import wave
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 import smask
 from conftest import ROOT
 from smask import container, manifest
+from smask.checkpoints import open_checkpoint
 from smask.frames import compress
 from smask.integrity import raw_bytes
+from smask.readers.arrays import IDX_FILES
+from smask.readers.reading import Reading
+from smask.search.data import load_dataset
 
 N_MUTANTS = 250
 BASE = smask.open_base(ROOT / "spec/vectors/accept/base.smask")
@@ -152,3 +163,121 @@ def test_both_decoders_judge_alike(vectors: Path, monkeypatch: pytest.MonkeyPatc
         changed = mutated_fields(fields, chance)
         data = container.pack(manifest.canonical(changed), [bytes(blob) for blob in opened.blobs])
         assert ours(data) == theirs(data), changed
+
+
+def in_memory(write: Callable[[io.BytesIO], object]) -> bytes:
+    out = io.BytesIO()
+    write(out)
+    return out.getvalue()
+
+
+def pictures() -> dict[str, bytes]:
+    image = pytest.importorskip("PIL.Image")
+    one = image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    return {
+        f"{kind}/{suffix}.{suffix}": in_memory(lambda out, suffix=suffix: one.save(out, suffix.upper()))
+        for kind in "ab"
+        for suffix in ("png", "tiff")
+    }
+
+
+def sounds() -> dict[str, bytes]:
+    def sound(out: io.BytesIO) -> None:
+        with wave.open(out, "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(np.arange(800, dtype="<i2").tobytes())
+
+    return {f"{kind}/{number}.wav": in_memory(sound) for kind in "ab" for number in range(2)}
+
+
+def columns() -> dict[str, bytes]:
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"x": np.arange(10.0), "n": np.arange(10), "label": ["a", "b"] * 5})
+    return {"t.parquet": in_memory(lambda out: pytest.importorskip("pyarrow.parquet").write_table(table, out))}
+
+
+STATE = {
+    "a.weight": torch.arange(12.0).view(4, 3),
+    "b": torch.arange(5),
+    "c": torch.zeros(0, 3),
+    "d": torch.ones(3).half(),
+}
+ARRAYS = {
+    "x_train": np.arange(80, dtype=np.uint8).reshape(4, 4, 5), "y_train": np.arange(4, dtype=np.uint8) % 2,
+    "x_test": np.zeros((2, 4, 5), np.uint8), "y_test": np.array([0, 1], np.uint8),
+}  # fmt: skip
+IDX = {
+    stem: struct.pack(f">BBBB{ARRAYS[name].ndim}I", 0, 0, 8, ARRAYS[name].ndim, *ARRAYS[name].shape)
+    + ARRAYS[name].tobytes()
+    for name, stem in IDX_FILES.items()
+}
+NESTED = {"state_dict": {**STATE, "e": torch.ones(1).expand(4)}, "epoch": 3, "best": np.float64(0.3)}
+# Files of each kind by name, of which the first is damaged, and a whole folder is read where there are several.
+CHECKPOINTS: Mapping[str, Callable[[], dict[str, bytes]]] = {
+    "pickle": lambda: {"m.pt": in_memory(lambda out: torch.save(NESTED, out))},
+    "old pickle": lambda: {"m.pt": in_memory(lambda out: torch.save(NESTED, out, _use_new_zipfile_serialization=False))},
+    "safetensors": lambda: {"m.safetensors": save(STATE, {"format": "pt"})},
+    "shards": lambda: {
+        "m.safetensors.index.json": b'{"metadata":{},"weight_map":{"b":"x.safetensors"}}', "x.safetensors": save(STATE),
+    },
+}  # fmt: skip
+DATA: Mapping[str, Callable[[], dict[str, bytes]]] = {
+    "npz": lambda: {"a.npz": in_memory(lambda out: np.savez(out, **ARRAYS))},
+    "deflated npz": lambda: {"a.npz": in_memory(lambda out: np.savez_compressed(out, **ARRAYS))},
+    "idx": lambda: IDX,
+    "gzip": lambda: {f"{stem}.gz": gzip.compress(raw) for stem, raw in IDX.items()},
+    "csv": lambda: {"t.csv": b"x,n,label\n" + b"".join(b"%d,%d.5,%d\n" % (i, i, i % 2) for i in range(10))},
+    "parquet": columns, "pictures": pictures, "sounds": sounds,
+}  # fmt: skip
+
+
+def damaged(whole: bytes, chance: random.Random) -> bytes:
+    """Cut, with other bytes or bits, with an odd number, or with a part once more."""
+    data, kind = bytearray(whole), chance.randrange(5)
+    at, until = sorted(chance.randrange(len(data)) for _ in range(2))
+    if kind == 0:
+        del data[at:]
+    elif kind == 1:
+        for _ in range(chance.choice((1, 2, 20))):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+    elif kind == 2:
+        data[at] ^= 1 << chance.randrange(8)
+    elif kind == 3:
+        n = chance.choice((1, 2, 4, 8))
+        number = chance.choice((0, 1, 2 ** (8 * n) - 1, 2 ** (8 * n - 1) - 1, 2 ** (8 * n - 1)))
+        data[at : at + n] = number.to_bytes(n, chance.choice(("little", "big")))
+    else:
+        data[at:at] = data[at:until][:500]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", [*CHECKPOINTS, *DATA])
+def test_mutated_checkpoints_and_data(tmp_path: Path, kind: str) -> None:
+    """What others wrote is read, or refused by an error of ours on one line."""
+    files = (CHECKPOINTS | DATA)[kind]()
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    first = next(iter(files))
+    source = tmp_path if len(files) > 1 else tmp_path / first
+
+    def read() -> None:
+        if kind in DATA:
+            load_dataset(str(source), Reading(seconds=0.1))
+        else:
+            assert len(smask.open_base(source).digest) == 64
+            checkpoint = open_checkpoint(source)
+            assert all(checkpoint.read(entry.name).shape == entry.shape for entry in checkpoint.entries)
+
+    read()
+    chance = random.Random(len(kind))
+    n_refused = 0
+    for _ in range(N_MUTANTS):
+        (tmp_path / first).write_bytes(damaged(files[first], chance))
+        message = ""
+        try:
+            read()
+        except smask.SmaskError as error:
+            n_refused, message = n_refused + 1, str(error)
+        assert "\n" not in message
+    assert n_refused

@@ -50,6 +50,7 @@ def test_the_column_of_labels(tmp_path: Path) -> None:
     for source, label, word in (
         (path, "colour", "no column 'colour': its columns are label, x, kind"), (path, "4", "no column '4'"),
         (numbers, "x", "it has no header; give a number from 1 to 2"), (path, "x", None),
+        (numbers, "0000000019", "no column '0000000019'"), (numbers, "1" * 5000, "give a number from 1 to 2"),
     ):  # fmt: skip
         if word is None:
             assert len(load_dataset(source, Reading(label=label, test_part=1)).classes or ()) == 12
@@ -160,6 +161,7 @@ def test_parquet_that_is_no_data(tmp_path: Path) -> None:
         ({"x": ["1", "two", "3"], "label": ["a", "b", "a"]}, "row 2, column 'x' holds 'two'"), ({"label": ["a", "b"]}, "want features"),
         ({"x": [[1], [2]], "label": ["a", "b"]}, "row 1, column 'x'"), ({"x": arrow.array([], arrow.int64()), "label": arrow.array([], arrow.string())}, "no rows"),
         ({"x": [1.0, 1e300, 2.0], "label": ["a", "b", "a"]}, "row 2, column 'x'"),
+        ({"x": [1, 2], "label": [[1, 2], [3]]}, "row 1, column 'label'"), ({"x": [1, 2], "label": [{"a": 1}, {"a": 2}]}, "want one label"),
     ):  # fmt: skip
         with pytest.raises(DataError) as caught:
             load_dataset(parquet(tmp_path / "bad.parquet", **columns))
@@ -221,6 +223,8 @@ def test_openml_as_scikit_learn_gives_it(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(DataError) as caught:
         load_dataset("openml:61")
     assert caught.value.reason == "cannot be fetched: no network"
+    with pytest.raises(DataError):
+        load_dataset(f"openml:{'1' * 5000}")
 
 
 def test_on_the_command_line(

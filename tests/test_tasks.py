@@ -13,9 +13,18 @@ from torch import Tensor, nn
 
 import smask
 from smask import architectures, codec, container, groups, manifest, named_nets, packs
+from smask.cli import screen
 from smask.cli.main import main
 from smask.coded import CodedTensor
-from smask.errors import ArchitectureError, ArgumentError, BaseError, FormatError, IntegrityError, UnsupportedError
+from smask.errors import (
+    ArchitectureError,
+    ArgumentError,
+    BaseError,
+    FormatError,
+    IntegrityError,
+    LimitError,
+    UnsupportedError,
+)
 from smask.integrity import raw_bytes
 from smask.recipe import EXTERNAL, Recipe, recipe_of
 from smask.reconstruction import reconstruct
@@ -326,6 +335,24 @@ def test_what_cannot_be_packed(three: dict[str, bytes], many: bytes) -> None:
         with pytest.raises(ArgumentError) as caught:
             smask.pack(files)
         assert caught.value.name == name
+
+
+def test_a_pack_over_the_limits_of_readers(
+    three: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night, day = tmp_path / "night.smask", tmp_path / "day.smask"
+    for path in (night, day):
+        path.write_bytes(three[path.stem])
+    n_tensors = len(manifest_of(three["night"]).tensors)
+    n_bytes = len(container.unpack(three["night"], limits=smask.Limits()).manifest_text)
+    for limits in (smask.Limits(max_tensors=n_tensors), smask.Limits(max_manifest_bytes=n_bytes + 9)):
+        with pytest.raises(LimitError):
+            smask.pack({"night": night, "day": day}, limits=limits)
+        monkeypatch.setattr(screen, "limits_of", lambda arguments, limits=limits: limits)
+        assert main(["pack", str(night), str(day), "-o", str(tmp_path / "many.smask")]) == 5
+        assert not (tmp_path / "many.smask").exists()
+    n_weights = sum(record.n_weights for record in manifest_of(three["night"]).tensors)
+    assert smask.pack({"night": night, "day": day}, limits=smask.Limits(max_weights=n_weights))
 
 
 @pytest.mark.clause("T-01")

@@ -14,6 +14,7 @@ a folder, as Hugging Face writes it          the one model file or index in it, 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from .records import Name
 
 Source: TypeAlias = str | os.PathLike[str] | nn.Module | Mapping[str, object]
 MAX_DIMENSIONS = 8
+# What torch and a file count to; without elements a tensor may have a shape that neither does.
+MAX_COUNT = 2**62
 # Prefixes that wrappers (DataParallel, torch.compile) put before every name.
 WRAPPERS = ("module.", "_orig_mod.")
 # What a folder is searched for; the first pattern that one file matches wins.
@@ -40,6 +43,8 @@ IN_FOLDER = (
     "*.safetensors.index.json", "model.safetensors", "*.safetensors", "*.bin.index.json", "pytorch_model.bin", "*.bin",
     "*.pt", "*.pth", "*.th",
 )  # fmt: skip
+# Bytes that tensors of a pickle take beyond what is in the file: a number in it, repeated, may ask for terabytes.
+MAX_REPEATED = 1 << 28
 FETCH_AGAIN = "fetch or save it again"
 
 
@@ -188,13 +193,24 @@ def _open_shard(index: Path, name: str, shard: str) -> Checkpoint:
 def _open_pickle(path: Path, key: str | None) -> Checkpoint:
     archive = pickles.Archive(path, key)
     entries = _entries(path, archive.tensors)
+    n_repeated = 0
+    for name, tensor in archive.tensors.items():
+        n_bytes, n_stored = math.prod(tensor.shape) * tensor.itemsize, tensor.untyped_storage().nbytes()
+        n_repeated += max(0, n_bytes - n_stored)
+        if n_repeated > MAX_REPEATED:
+            reason = f"{n_bytes:,} bytes of {n_stored:,} in the file, repeated"
+            raise CheckpointError(str(path), reason, name, "save it as it is: tensor.contiguous()")
     return Checkpoint(str(path), entries, archive.read, key=archive.key, ignored=archive.ignored, files=(path,))
 
 
 def _from_tensors(source: str, mapping: Mapping[str, object], key: str | None) -> Checkpoint:
     found = pickles.find_tensors(source, mapping, key)
     entries = _entries(source, found.tensors)
-    return Checkpoint(source, entries, lambda name: found.tensors[name].detach(), key=found.key, ignored=found.ignored)
+
+    def read(name: str) -> Tensor:
+        return pickles.plain(found.tensors[name])
+
+    return Checkpoint(source, entries, read, key=found.key, ignored=found.ignored)
 
 
 def _entries(source: object, tensors: Mapping[str, Tensor]) -> tuple[Entry, ...]:
@@ -208,7 +224,7 @@ def _entries(source: object, tensors: Mapping[str, Tensor]) -> tuple[Entry, ...]
         alias = None
         if tensor.numel():
             view = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
-            alias = first.setdefault((*view, tensor.dtype, tensor.device), name)
+            alias = first.setdefault((*view, tensor.dtype, tensor.device, tensor.is_neg()), name)
         dtype = NAME_OF_DTYPE.get(tensor.dtype, str(tensor.dtype))
         entries.append(_entry(source, name, tensor.shape, dtype, alias if alias != name else None))
     return tuple(entries)
@@ -230,4 +246,6 @@ def _entry(source: object, name: object, shape: Iterable[int], dtype: str, alias
     if len(dimensions) > MAX_DIMENSIONS:
         reason = f"{len(dimensions)} dimensions"
         raise CheckpointError(str(source), reason, text, f"reshape it to at most {MAX_DIMENSIONS}")
+    if math.prod(max(1, n) for n in dimensions) > MAX_COUNT:
+        raise CheckpointError(str(source), f"shape {list(dimensions)}", text, FETCH_AGAIN)
     return Entry(text, dimensions, dtype, alias_of)

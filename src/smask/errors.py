@@ -43,7 +43,8 @@ class DataError(SmaskError):
     reason: str
 
     def __str__(self) -> str:
-        return f"data {self.source}: {self.reason}"
+        # Names of files, of members and of keys may have line ends.
+        return printable(f"data {self.source}: {self.reason}")
 
 
 @dataclass(eq=False)
@@ -55,7 +56,8 @@ class CheckpointError(DataError):
 
     def __str__(self) -> str:
         tensor = "" if self.tensor is None else f"tensor {self.tensor!r}: "
-        return f"checkpoint {self.source}: {tensor}{self.reason}" + (f"; {self.advice}" if self.advice else "")
+        advice = f"; {self.advice}" if self.advice else ""
+        return printable(f"checkpoint {self.source}: {tensor}{self.reason}{advice}")
 
 
 @dataclass(eq=False)

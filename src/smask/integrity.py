@@ -49,4 +49,6 @@ class Digest:
 
 def raw_bytes(tensor: Tensor) -> Tensor:
     """uint8 [n * itemsize] on the CPU: the memory of a tensor in row-major order."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    packed = tensor.detach().cpu().contiguous()
+    # A single number is contiguous whatever its strides are, and one of expand has the stride 0.
+    return packed.as_strided((packed.numel(),), (1,)).view(torch.uint8)

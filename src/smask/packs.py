@@ -35,7 +35,7 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
     Args:
         files: Path or bytes of a file by the name that its task is to have. All have one seed or base where they have
             any; the first gives what others share with it.
-        limits: What each file may ask for.
+        limits: What each file may ask for, and in all but weights the one made of them.
 
     Returns:
         The whole file; the same arguments give the same bytes.
@@ -46,13 +46,14 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
         FormatError, UnsupportedError, LimitError, IntegrityError: A file is not valid, not known or too large.
         OSError: A path cannot be read.
     """
+    limits = limits or Limits()
     if len(files) < 2:
         raise ArgumentError("files", f"{len(files)} file{'s' * (len(files) != 1)}", "two or more")
     opened: dict[str, Opened] = {}
     for name, source in files.items():
         _check_name(name)
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        opened[name] = manifest.open_file(data, limits=limits or Limits())
+        opened[name] = manifest.open_file(data, limits=limits)
         groups.check_single(opened[name].manifest, "file", name if isinstance(source, bytes) else str(source))
     metas = [one.manifest.meta for one in opened.values()]
     common = {key: text for key, text in metas[0].items() if all(meta.get(key) == text for meta in metas)}
@@ -67,7 +68,11 @@ def pack(files: Mapping[str, Source], *, limits: Limits | None = None) -> bytes:
     tasks = tuple(_task(name, one.manifest, opened[first].manifest, common) for name, one in opened.items())
     digest = groups.digest_of_all(one.manifest.digest for one in opened.values())
     sources = [one.manifest for one in opened.values()]
-    return _written(parts, sources, digest=digest, meta=common, tasks=tasks, arch=sources[0].arch)
+    # A file that readers refuse is none: of many tensors in all, or of as much to say about them.
+    limits.check("max_tensors", len(parts))
+    data = _written(parts, sources, digest=digest, meta=common, tasks=tasks, arch=sources[0].arch)
+    container.unpack(data, limits=limits)
+    return data
 
 
 def single(opened: Opened, task: str | None, digest: str) -> bytes:

@@ -69,7 +69,7 @@ class Archive:
         if self._n_read > N_BYTES_MAPPED and self._head.startswith(ZIP_MAGIC):
             self.tensors = {}
             self._load()
-        tensor = self.tensors[name].detach()
+        tensor = plain(self.tensors[name])
         self._n_read += tensor.nbytes
         return tensor
 
@@ -96,6 +96,11 @@ def _loaded(path: Path, head: bytes) -> object:
         raise CheckpointError(str(path), reason, advice="fetch or save it again, or save it as safetensors") from None
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """A tensor without history, whose memory has its values: torch may keep a sign for all of them beside it."""
+    return tensor.detach().resolve_neg()
+
+
 def find_tensors(source: str, loaded: object, key: str | None) -> Found:
     """The state dict in a nested checkpoint.
 
@@ -108,11 +113,12 @@ def find_tensors(source: str, loaded: object, key: str | None) -> Found:
         CheckpointError: No tensors, several places that hold some, or no such key.
     """
     value, path, ignored = loaded, list[str](), list[str]()
+    holders = _holders(loaded) if isinstance(loaded, Mapping) else set()
     for _ in range(MAX_NESTING):
         if not isinstance(value, Mapping):
             what = f"a {type(value).__name__} where a state dict is wanted"
             raise CheckpointError(source, what, advice="save a dict of names and tensors")
-        inner = [name for name, part in value.items() if isinstance(part, Mapping) and _holds_tensors(part)]
+        inner = [name for name, part in value.items() if id(part) in holders]
         direct = {name: part for name, part in value.items() if isinstance(part, Tensor)}
         known = [name for name in CONTAINERS if name in inner]
         if key is not None and not path:
@@ -140,14 +146,27 @@ def find_tensors(source: str, loaded: object, key: str | None) -> Found:
     raise CheckpointError(source, f"nested more than {MAX_NESTING} deep", advice="save the state dict alone")
 
 
-def _holds_tensors(mapping: Mapping[object, object]) -> bool:
-    # By identity, for a pickle can hold a dict that holds itself.
-    seen, stack = {id(mapping)}, [mapping]
+def _holders(mapping: Mapping[object, object]) -> set[int]:
+    """By identity, which mappings of a nested one hold tensors at any depth: a pickle can hold a dict many times.
+
+    Each is looked at once, and a dict may hold itself.
+    """
+    within: dict[int, list[int]] = {id(mapping): []}
+    found, stack = list[int](), [mapping]
     while stack:
-        for part in stack.pop().values():
+        outer = stack.pop()
+        for part in outer.values():
             if isinstance(part, Tensor):
-                return True
-            if isinstance(part, Mapping) and id(part) not in seen:
-                seen.add(id(part))
-                stack.append(part)
-    return False
+                found.append(id(outer))
+            elif isinstance(part, Mapping):
+                if id(part) not in within:
+                    within[id(part)] = []
+                    stack.append(part)
+                within[id(part)].append(id(outer))
+    holders: set[int] = set()
+    while found:
+        holder = found.pop()
+        if holder not in holders:
+            holders.add(holder)
+            found += within[holder]
+    return holders

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from .screen import n, safe, say
+from ..errors import printable
+from .screen import console, n, say
 
 if TYPE_CHECKING:
     from ..runs.board import Board
@@ -28,15 +28,15 @@ def search_bar(*, quiet: bool, label: str = "search") -> Iterator[Callable[[Prog
 
     One that begins anew, in a next round, is shown anew.
     """
-    console = Console(stderr=True, highlight=False)
+    terminal = console(stderr=True)
     if quiet:
         yield None
-    elif console.is_terminal:
+    elif terminal.is_terminal:
         columns = (
             TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} steps/s"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[state]}"),
         )  # fmt: skip
-        with Bar(*columns, console=console, transient=True) as bar:
+        with Bar(*columns, console=terminal, transient=True) as bar:
             task = bar.add_task(label, total=None, rate="-", state="")
 
             def move(at: Progress) -> None:
@@ -68,15 +68,15 @@ def search_bar(*, quiet: bool, label: str = "search") -> Iterator[Callable[[Prog
 @contextmanager
 def stages(total: int) -> Iterator[Callable[[str, int], None]]:
     """Progress of work in stages, told what is being done and how many stages are finished."""
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
+    terminal = console(stderr=True)
+    if terminal.is_terminal:
         columns = (
             BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
         )  # fmt: skip
-        with Bar(*columns, console=console, transient=True) as bar:
+        with Bar(*columns, console=terminal, transient=True) as bar:
             task = bar.add_task("", total=total)
-            yield lambda text, done: bar.update(task, description=safe(text), completed=done)
+            yield lambda text, done: bar.update(task, description=printable(text), completed=done)
     else:
         started = last = time.monotonic()
 
@@ -118,15 +118,15 @@ def conversion_bar(
 
     Where stderr is no terminal only the training, which may take minutes, says something now and then.
     """
-    console = Console(stderr=True, highlight=False)
+    terminal = console(stderr=True)
     if quiet:
         yield None, None
-    elif console.is_terminal:
+    elif terminal.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
-        with Bar(*columns, console=console, transient=True) as bar:
+        with Bar(*columns, console=terminal, transient=True) as bar:
             task = bar.add_task("convert", total=None, amount="")
 
             def show_bytes(done: int, total: int) -> None:

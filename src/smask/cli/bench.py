@@ -111,6 +111,6 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def _number(text: str, option: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 20:
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and 1 <= int(text) <= 1 << 20):
         raise ArgumentError(option, text, "numbers from 1 to 1048576, such as 4096x4096 or 1,16")
     return int(text)

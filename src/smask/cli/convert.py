@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress, trained=trained,
         )  # fmt: skip
     for line in _notes(report):
-        screen.say(printable(line), quiet=arguments.quiet)
+        screen.say(line, quiet=arguments.quiet)
     if arguments.eval:
         scored |= _scored_after(arguments, report, arch or {})
     if arguments.json:
@@ -200,15 +200,15 @@ def _listed(names: Sequence[str]) -> str:
 def _show(report: ConversionReport, scored: dict[str, Any]) -> None:
     from rich.table import Table
 
-    n, safe = screen.n, screen.safe
+    n = screen.n
     table = Table(box=None, pad_edge=False)
     for heading in ("tensor", "shape", "dtype", "stored as", "raw bytes", "bytes", "bits a weight", "error"):
         left = heading in ("tensor", "shape", "dtype", "stored as")
         table.add_column(heading, justify="left" if left else "right")
     for tensor in report.tensors:
         table.add_row(
-            safe(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", tensor.dtype, safe(tensor.stored_as),
-            n(tensor.raw_bytes), n(tensor.n_bytes), f"{tensor.bits_per_weight:.4f}",
+            printable(tensor.name), "x".join(map(str, tensor.shape)) or "scalar", tensor.dtype,
+            printable(tensor.stored_as), n(tensor.raw_bytes), n(tensor.n_bytes), f"{tensor.bits_per_weight:.4f}",
             f"{tensor.error:.4f}" if tensor.error else "0",
         )  # fmt: skip
     screen.show(table)
@@ -218,7 +218,7 @@ def _show(report: ConversionReport, scored: dict[str, Any]) -> None:
 
     rows = [
         ("", ""),
-        ("file", f"{safe(report.output)}, {n(report.n_bytes)} bytes"),
+        ("file", f"{report.output}, {n(report.n_bytes)} bytes"),
         ("tensors", f"{n(len(report.tensors))}, {n(len(report.aliases))} of them tied to another"),
         ("bits a weight", f"{report.bits_per_weight:.4f} over {n(report.n_weights)} weights, whole file"),
         ("raw", against(report.raw_bytes)),
@@ -233,7 +233,7 @@ def _show(report: ConversionReport, scored: dict[str, Any]) -> None:
         moved += f", {n(len(report.folded))} batch norms folded" if report.folded else ""
         rows.insert(4, ("error", f"{report.error:.4f} of the weights' length, step {report.step:.4g}{moved}"))
     if report.base_digest:
-        rows.insert(2, ("base", f"{safe(report.base or '')}, sha256 of its tensors {report.base_digest}"))
+        rows.insert(2, ("base", f"{report.base or ''}, sha256 of its tensors {report.base_digest}"))
     if scored:
         before, after = scored["accuracy_before"], scored["accuracy_after"]
         rows.insert(2, ("accuracy", f"{after:.2%} of {n(scored['n_test'])} test inputs, {before:.2%} before"))

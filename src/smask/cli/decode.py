@@ -20,6 +20,9 @@ examples:
 file, and that of the file cannot be checked: of damage only what breaks a zstd frame is seen.
 """
 
+# Where a safetensors file has its text.
+RESERVED = "__metadata__"
+
 
 def add(commands: Any) -> None:
     """Adds the subcommand."""
@@ -59,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     actual, want = integrity.digest(tensors), groups.digest_of(described, task)
     if coverage.complete and not actual.startswith(want):
         raise IntegrityError("regenerated tensors", actual, want)
+    if RESERVED in tensors:
+        # A tensor may have that name, safetensors would write it, and nobody could read the file.
+        raise OutputError(arguments.output, f"safetensors has no tensors called {RESERVED!r}, and the file has one")
     # transformers and others refuse a file that does not say which library its tensors are for.
     metadata = {"format": "pt", **groups.meta_of(described, task), "smask_digest": actual}
     with container.atomic_output(arguments.output, overwrite=arguments.force) as beside:

@@ -205,12 +205,12 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
         )
     if "teacher" in found:
         right = f"{found['teacher_accuracy']:.2%} of some training inputs"
-        rows.insert(2, ("teacher", f"{screen.safe(found['teacher'])}, right on {right}"))
+        rows.insert(2, ("teacher", f"{found['teacher']}, right on {right}"))
     if "new" in found:
         new = f"; seeded, since it has none: {_some(found['new'])}" if found["new"] else ""
         digest = f", sha256 of its tensors {job.base.digest}" if job.base else ""
         named = ("base", arguments.base) if job.base else ("began as", arguments.start)
-        rows.insert(1, (named[0], f"{screen.safe(named[1])}{digest}{new}"))
+        rows.insert(1, (named[0], f"{named[1]}{digest}{new}"))
     if "trials" in found:
         unit, form = ("bits per byte", ".4f") if arguments.task == "lm" else ("accuracy", ".2%")
         tried = (f"{n(trial['n_bytes'])} bytes {trial['validation']:{form}}" for trial in found["trials"])
@@ -221,7 +221,7 @@ def _run(arguments: argparse.Namespace, joined: processes.Processes) -> int:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - screen.N_SHOWN} more" if len(names) > screen.N_SHOWN else ""
-    return screen.safe(", ".join(names[: screen.N_SHOWN])) + more
+    return ", ".join(names[: screen.N_SHOWN]) + more
 
 
 def stem_of(data: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .. import architectures, codec, named_nets
-from ..errors import ArgumentError, printable
+from ..errors import ArgumentError
 from ..readers.reading import PREFIX
 from ..recipe import recipe_of
 from ..runs.board import Board
@@ -198,7 +198,7 @@ class Job:
         return Checkpoints(folder, resume=arguments.resume, every=arguments.checkpoint_every, problem=self._problem)
 
     def _problem(self, text: str) -> None:
-        screen.say(f"smask: {printable(text)}")
+        screen.say(f"smask: {text}")
         if self.log:
             self.log.event("problem", text=text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ..errors import printable
 from . import screen
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         screen.result(report.as_dict(), [], as_json=True)
         return 0
-    n, safe = screen.n, screen.safe
+    n = screen.n
     table = Table(box=None, pad_edge=False)
     if report.tasks:
         table.add_column("task")
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         table.add_column(heading, justify="left" if heading in ("tensor", "shape", "coded as", "codings") else "right")
     for tensor in report.tensors:
-        coded = safe(_form(tensor))
+        coded = printable(_form(tensor))
         size = max(1, tensor.n_weights)
         numbers = (
             (
@@ -98,8 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             else ("", "", "", "", "")
         )
         table.add_row(
-            *([safe(tensor.task)] if tensor.task else []),
-            safe(tensor.name),
+            *([printable(tensor.task)] if tensor.task else []),
+            printable(tensor.name),
             "x".join(map(str, tensor.shape)) or "scalar",
             coded,
             *numbers,
@@ -123,5 +124,5 @@ def run(arguments: argparse.Namespace) -> int:
         *((f"meta {key}", text) for key, text in report.meta.items()),
         *((f"task {task.name}", _task_line(task)) for task in report.tasks if arguments.task in (None, task.name)),
     ]  # fmt: skip
-    screen.result({}, [(safe(left), safe(right)) for left, right in rows], as_json=False)
+    screen.result({}, [(printable(left), printable(right)) for left, right in rows], as_json=False)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -86,6 +87,9 @@ def entry() -> NoReturn:
         interrupts.append(number)
         signal.default_int_handler(number, frame)
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr has it: where stdout has no letters for a name, a result is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupted)
     try:

@@ -45,10 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     container.check_output(arguments.output, overwrite=arguments.force)
     files, limits = _named(arguments), screen.limits_of(arguments)
     data = packs.pack(files, limits=limits)
-    container.write_atomic(arguments.output, data, overwrite=arguments.force)
     sizes = [Path(source).stat().st_size for source in files.values()]
     # The limit is one of each file; what they make together is ours.
     report = inspection.inspect(data, limits=container.Limits(max_weights=2**62))
+    container.write_atomic(arguments.output, data, overwrite=arguments.force)
     fields = {
         "output": arguments.output, "tasks": list(files), "n_bytes": len(data), "n_bytes_apart": sum(sizes),
         "n_plane_bytes": report.n_plane_bytes, "n_float_bytes": report.n_float_bytes,
@@ -60,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
         f" and {len(names) - screen.N_SHOWN} more" * (len(names) > screen.N_SHOWN)
     )
     rows = [
-        ("output", screen.safe(arguments.output)),
-        ("tasks", f"{n(len(names))}: {screen.safe(shown)}"),
+        ("output", arguments.output),
+        ("tasks", f"{n(len(names))}: {shown}"),
         *([("layers of their own", f"{n(n_own)} of the tasks")] if n_own else []),
         ("bytes", f"{screen.byte_line(report)}"),
         ("apart", f"{n(sum(sizes))} bytes"),

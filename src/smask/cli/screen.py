@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import printable
@@ -24,19 +23,19 @@ if TYPE_CHECKING:
 N_SHOWN = 12
 
 
+def console(**options: Any) -> Console:
+    """A console to which text is text: brackets and colons are of names, of files and of tensors."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
 def say(text: str, *, quiet: bool = False) -> None:
     """One line of narration."""
     if not quiet:
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
-
-
-def safe(text: str) -> str:
-    """Text of a file for a table: printable, and brackets are no markup."""
-    return escape(printable(text))
+        console(stderr=True).print(printable(text), soft_wrap=True)
 
 
 def result(fields: dict[str, Any], rows: Sequence[tuple[str, str]], *, as_json: bool) -> None:
-    """The result, as one JSON object or as rows of a table."""
+    """The result, as one JSON object or as rows of a table, whose cells may have several lines."""
     if as_json:
         print(json.dumps(fields, indent=1, default=str))
         return
@@ -44,16 +43,16 @@ def result(fields: dict[str, Any], rows: Sequence[tuple[str, str]], *, as_json: 
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*("\n".join(map(printable, cell.split("\n"))) for cell in row))
     show(table)
 
 
 def show(table: Table) -> None:
-    """A table on stdout; wide enough for its words where stdout is no terminal."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    console.print(table)
+    """A table on stdout, of printable text; wide enough for its words where stdout is no terminal."""
+    screen = console()
+    if not screen.is_terminal:
+        screen = console(width=140)
+    screen.print(table)
 
 
 def score_fields(scored: Score | TextScore) -> dict[str, Any]:
@@ -152,7 +151,7 @@ def coverage_rows(coverage: Coverage) -> list[tuple[str, str]]:
         ("planes", f"{coverage.n_planes} of {coverage.n_file_planes} in all tensors that have them"),
     ]
     cut = [tensor for tensor in coverage.tensors if tensor.n_present < tensor.n_total]
-    shown = [f"{safe(t.name)} {t.n_present} of {t.n_total} {t.unit}" for t in cut[:N_SHOWN]]
+    shown = [f"{printable(t.name)} {t.n_present} of {t.n_total} {t.unit}" for t in cut[:N_SHOWN]]
     more = [f"and {len(cut) - N_SHOWN} more tensors (--json has all)"] if len(cut) > N_SHOWN else []
     return [*rows, ("coarser", "\n".join(shown + more))]
 

@@ -113,7 +113,7 @@ def rows(found: Sparse, n_zstd: int) -> list[tuple[str, str]]:
     more = f" and {len(layers) - screen.N_SHOWN} more (--json has all)" if len(layers) > screen.N_SHOWN else ""
     return [
         ("density", f"{found.density:.2%} of the masked weights, {found.explored:.2%} at one time or another"),
-        ("layers", screen.safe(", ".join(layers[: screen.N_SHOWN]) + more)),
+        ("layers", ", ".join(layers[: screen.N_SHOWN]) + more),
         (f"as float32, zstd -{ZSTD_LEVEL}", f"{screen.n(n_zstd)} bytes"),
     ]
 

@@ -215,11 +215,11 @@ def _rows(points: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
         for n_bytes, mean, every in curve:
             spread = f" ({shown(min(every))} to {shown(max(every))}, {len(every)} seeds)" if len(every) > 1 else ""
             lines.append(f"{n_bytes:>10,.0f} bytes  {shown(mean)}{' bits per byte' * of_text}{spread}")
-        rows.append((screen.safe(method), "\n".join(lines)))
+        rows.append((method, "\n".join(lines)))
     for point in points:
         if "problem" in point:
             setting: dict[str, str] = {name: point[name] for name in NAMES if name in point}
-            rows.append(("failed", screen.safe(f"smask {shlex.join(_command(setting))}: {point['problem']}")))
+            rows.append(("failed", printable(f"smask {shlex.join(_command(setting))}: {point['problem']}")))
     return rows
 
 

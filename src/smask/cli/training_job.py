@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import inspection
-from ..errors import printable
 from . import bars, data_options, image_changes, screen
 
 if TYPE_CHECKING:
@@ -205,7 +204,7 @@ class TrainingJob:
 
     def problem(self, text: str) -> None:
         """Narrates what went wrong without ending the command."""
-        screen.say(f"smask: {printable(text)}")
+        screen.say(f"smask: {text}")
         if self.log:
             self.log.event("problem", text=text)
 

@@ -42,6 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
     data = Tasks(arguments.file, base=arguments.base, limits=screen.limits_of(arguments)).extract(arguments.task)
     container.write_atomic(arguments.output, data, overwrite=arguments.force)
     fields = {"file": arguments.file, "task": arguments.task, "output": arguments.output, "n_bytes": len(data)}
-    rows = [("output", screen.safe(arguments.output)), ("bytes", screen.n(len(data)))]
+    rows = [("output", arguments.output), ("bytes", screen.n(len(data)))]
     screen.result(fields, rows, as_json=arguments.json)
     return 0

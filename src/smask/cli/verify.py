@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if outcome.differing:
         answer += f": tasks {', '.join(outcome.differing)}"
     rows = [
-        ("same", screen.safe(answer)),
+        ("same", answer),
         ("regenerated", outcome.digest),
         ("in the file", outcome.expected),
         ("device", f"{outcome.device}, generator on {outcome.generator}"),

@@ -32,7 +32,7 @@ def read_additions(name: str, reading: Reading) -> Examples:
     Raises:
         DataError: Not a number of bits in range.
     """
-    if not (name.isascii() and name.isdigit() and FEWEST <= int(name[:4]) <= MOST):
+    if not (name.isascii() and name.isdigit() and len(name) < 5 and FEWEST <= int(name) <= MOST):
         raise DataError(f"addition:{name}", f"want a number of bits from {FEWEST} to {MOST}, like addition:12")
     n_bits = int(name)
     pairs = _pairs(2 * (n_bits - 1))

@@ -10,14 +10,19 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
-from ..errors import DataError
-from .examples import MAX_CLASSES, Examples, Part
+from ..errors import DataError, SmaskError
+from .examples import MAX_CLASSES, Examples, Part, check_size
 
 IDX_FILES = {
     "x_train": "train-images", "y_train": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels",
 }  # fmt: skip
 IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+# Bytes that deflate makes of one at most.
+DEFLATE_RATIO = 1032
+# Arrays of an ``.npz`` that an error names.
+N_SHOWN = 8
 
 
 def is_idx(root: Path) -> bool:
@@ -48,29 +53,61 @@ def _idx_file(folder: Path, stem: str) -> np.ndarray:
     if not found:
         raise DataError(str(folder), f"no file that begins with {stem}")
     path = found[0]
+    zipped = path.suffix == ".gz"
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_DTYPES:
+                raise DataError(str(path), "not an idx file")
+            sizes = file.read(4 * head[3])
+            if len(sizes) < 4 * head[3]:
+                raise DataError(str(path), "not an idx file")
+            shape, dtype = struct.unpack(f">{head[3]}I", sizes), np.dtype(IDX_DTYPES[head[2]])
+            want = math.prod(shape) * dtype.itemsize
+            most = path.stat().st_size * (DEFLATE_RATIO if zipped else 1)
+            if want > most:
+                raise DataError(str(path), f"at most {most:,} bytes, its header asks for {want:,}")
+            check_size(str(path), want)
+            raw = file.read(want + 1)
+            if len(raw) != want:
+                amount = "more" if len(raw) > want else f"{len(raw):,}"
+                raise DataError(str(path), f"{amount} bytes of data, its header asks for {want:,}")
+            return np.frombuffer(raw, dtype).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(str(path), f"unreadable: {error}") from None
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_DTYPES or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(str(path), "not an idx file")
-    shape = struct.unpack_from(f">{raw[3]}I", raw, 4)
-    dtype = np.dtype(IDX_DTYPES[raw[2]])
-    want = 4 + 4 * raw[3] + math.prod(shape) * dtype.itemsize
-    if len(raw) != want:
-        raise DataError(str(path), f"{len(raw)} bytes, its header asks for {want}")
-    return np.frombuffer(raw, dtype, offset=4 + 4 * raw[3]).reshape(shape)
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
+    source = str(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in IDX_FILES if name not in archive.files]
+        with zipfile.ZipFile(path) as archive:
+            there = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            missing = [name for name in IDX_FILES if name not in there]
             if missing:
-                raise DataError(str(path), f"no array {missing[0]}; it has {', '.join(archive.files) or 'none'}")
-            return {name: archive[name] for name in IDX_FILES}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(str(path), f"unreadable: {error}") from None
+                shown = ", ".join(there[:N_SHOWN]) or "none"
+                raise DataError(source, f"no array {missing[0]}; it has {shown}{' ...' * (len(there) > N_SHOWN)}")
+            check_size(source, sum(_n_bytes(source, archive, name) for name in IDX_FILES))
+            found = {}
+            for name in IDX_FILES:
+                with archive.open(f"{name}.npy") as file:
+                    found[name] = npy.read_array(file, allow_pickle=False)
+            return found
+    except (SmaskError, MemoryError):
+        raise
+    except Exception as error:  # bytes of others: zip, deflate and numpy fail in any way there is
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise DataError(source, f"unreadable: {reason}") from None
+
+
+def _n_bytes(source: str, archive: zipfile.ZipFile, name: str) -> int:
+    """What an array of an ``.npz`` takes in memory, by its header and no more than is there."""
+    with archive.open(f"{name}.npy") as file:
+        read_header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        want, there = math.prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size - file.tell()
+    if want > there:
+        raise DataError(source, f"{name}: {there:,} bytes, its header asks for {want:,}")
+    return want
 
 
 def _examples(source: str, arrays: dict[str, np.ndarray]) -> Examples:

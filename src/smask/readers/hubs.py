@@ -27,7 +27,8 @@ def read_openml(name: str, reading: Reading) -> Examples:
     from sklearn.datasets import fetch_openml
 
     source = f"openml:{name}"
-    which: dict[str, Any] = {"data_id": int(name)} if name.isascii() and name.isdigit() else {"name": name}
+    is_number = name.isascii() and name.isdigit() and len(name) < 10
+    which: dict[str, Any] = {"data_id": int(name)} if is_number else {"name": name}
     try:
         # The parser of scikit-learn itself: the other one needs pandas.
         found = fetch_openml(

@@ -114,9 +114,10 @@ def read_parquet(path: Path, reading: Reading) -> Examples:
             n_claimed = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             check_size(source, max(4 * n_rows * len(names), n_claimed))
             table = file.read()
+            columns = {name: table.column(i).to_numpy() for i, name in enumerate(names)}
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise DataError(source, f"unreadable: {(str(error).splitlines() or [repr(error)])[0]}") from None
-    return of_table(source, {name: table.column(i).to_numpy() for i, name in enumerate(names)}, reading)
+    return of_table(source, columns, reading)
 
 
 def of_table(source: str, table: Mapping[str, np.ndarray], reading: Reading) -> Examples:
@@ -137,6 +138,8 @@ def of_table(source: str, table: Mapping[str, np.ndarray], reading: Reading) -> 
         x[:, index] = _numeric(source, name, table[name])
     labels = list[str]()
     for row, value in enumerate(table[names[label]].tolist()):
+        if isinstance(value, list | dict | np.ndarray):
+            raise DataError(source, f"row {row + 1}, column {names[label]!r} holds {str(value)[:40]!r}; want one label")
         if value is None or value != value:
             raise DataError(source, f"row {row + 1}, column {names[label]!r}: the label is missing")
         whole = isinstance(value, float) and value.is_integer()
@@ -176,7 +179,7 @@ def label_column(source: str, names: Sequence[str], wanted: str | None, *, named
     if wanted in names:
         return names.index(wanted)
     if wanted is not None:
-        if wanted.isascii() and wanted.isdigit() and 1 <= int(wanted[:9]) <= len(names):
+        if wanted.isascii() and wanted.isdigit() and len(wanted) < 10 and 1 <= int(wanted) <= len(names):
             return int(wanted) - 1
         shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
         hint = f"its columns are {shown}" if named else f"it has no header; give a number from 1 to {len(names)}"
