@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from . import codec, groups, integrity, packs, replacement, sources
+from . import codec, groups, integrity, masking, packs, replacement, sources
 from .container import Limits
 from .contents import Contents, contents_of, dense_tensors
 from .errors import ArgumentError, IntegrityError, UnsupportedError
@@ -68,14 +68,16 @@ class Tasks:
 
         The model then carries the recipe of the task, so that it can be saved, and is what :meth:`load` gives, to the
         bit. Packed layers stay packed, in the same memory where a task has as many planes and scales as the other. A
-        file that is damaged is refused before anything is changed.
+        trainable model stays trainable, under the masks of the task. A file that is damaged is refused before anything
+        is changed.
 
         Args:
             model: Of the architecture of the task, dense or packed.
             task: Which task.
 
         Raises:
-            ArgumentError: No task of the file, or weights of more planes than a packed layer holds.
+            ArgumentError: No task of the file, weights of more planes than a packed layer holds, or a trainable model
+                and a task that is no ticket.
             UnsupportedError: Weights of the task that no packed layer holds, where the model has one.
             ArchitectureError: Names, shapes or dtypes of the model are not those of the task.
             FormatError, UnsupportedError, LimitError, IntegrityError, BaseError: As :func:`smask.decode`.
@@ -84,6 +86,8 @@ class Tasks:
         check_fit(model, groups.records_of(described, task))
         read, layers = self._contents(task), replacement.packed_layers(model)
         bits = {name: self._bits_of(read, name, layer) for name, layer in layers.items()}
+        trainable = masking.holds_masks(model)
+        masks = masking.masks_of(read.all_coded) if trainable else {}
         state = model.state_dict()
         for name in read.names:
             first = read.same.get(name, name)
@@ -97,6 +101,10 @@ class Tasks:
                 reconstruct(read.coded[first], read.seed, out=tensor)
             else:
                 tensor.copy_(reconstruct(read.coded[first], read.seed, device=tensor.device))
+        if trainable:
+            masking.hold_masks(model, masks)
+            attach(model, codec.trainable_recipe(described, task))
+            return
         dense = {name: coded for name, coded in read.coded.items() if name not in layers}
         attach(model, codec.recipe_for(described, task, dense, self._base))
 
