@@ -146,6 +146,16 @@ def test_gradients_in_float32_are_those_of_the_dense_layer() -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_gradients_of_an_empty_batch(kind: str) -> None:
+    layer = LAYERS[kind]()
+    for shape in ((0,), (0, 3)) if kind == "linear" else ((0,),):
+        x = torch.empty(*shape, *inputs(layer).shape[1:], requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad.shape == x.shape
+        assert not layer.bias.grad.any()
+
+
 def test_what_is_around_a_packed_layer_can_be_trained() -> None:
     before = linear()
     model = nn.Sequential(nn.Linear(7, 70), before, nn.Linear(20, 1))

@@ -6,6 +6,7 @@ and high half of the seed and the stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ def linear_input_gradient(
 ) -> Tensor:
     """:func:`smask.kernels.input_gradient`."""
     matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
-    rows = gradient.reshape(-1, matrix.n_rows)
+    rows = gradient.reshape(math.prod(gradient.shape[:-1]), matrix.n_rows)
     return kernels.input_gradient(rows, matrix).view(*gradient.shape[:-1], n_columns)
 
 
@@ -72,7 +73,7 @@ def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[0]:
         of_x = linear_input_gradient(gradient, *ctx.saved_tensors, ctx.n_columns, ctx.signs)
     if ctx.needs_input_grad[4]:
-        of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
+        of_bias = gradient.reshape(math.prod(gradient.shape[:-1]), gradient.shape[-1]).sum(0)
     return of_x, None, None, None, of_bias, None, None, None
 
 
@@ -106,10 +107,8 @@ def conv2d_input_gradient(
     matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
     geometry = _geometry(kernel, stride, padding, dilation, groups)
     images = torch.Size(shape if len(shape) == 4 else (1, *shape))
-    result = convolution.conv2d_input_gradient(
-        gradient.reshape(-1, *gradient.shape[-3:]), matrix, geometry, shape=images
-    )
-    return result.view(*shape)
+    of_images = gradient if gradient.dim() == 4 else gradient[None]
+    return convolution.conv2d_input_gradient(of_images, matrix, geometry, shape=images).view(*shape)
 
 
 @conv2d_input_gradient.register_fake
@@ -128,7 +127,7 @@ def _conv2d_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     if ctx.needs_input_grad[0]:
         of_x = conv2d_input_gradient(gradient, *ctx.saved_tensors, ctx.n_columns, ctx.signs, *ctx.geometry, ctx.shape)
     if ctx.needs_input_grad[4]:
-        of_bias = gradient.reshape(-1, *gradient.shape[-3:]).sum((0, 2, 3))
+        of_bias = gradient.sum((-1, -2) if gradient.dim() == 3 else (0, -1, -2))
     return of_x, None, None, None, of_bias, *(None,) * 7
 
 
