@@ -106,7 +106,7 @@ def input_gradient(gradient: Tensor, packed: PackedMatrix) -> Tensor:
     columns = scaled.new_zeros(len(gradient), 8 * packed.planes.shape[2])
     for start, end, levels in level_tiles(packed, wide, compile=compiles(packed)):
         columns.addmm_(scaled[:, start:end], levels)
-    return natural_order(columns, packed.n_columns).to(gradient.dtype)
+    return natural_order(columns, packed.n_columns).to(gradient.dtype).contiguous()
 
 
 def choose(x: Tensor, packed: PackedMatrix) -> str:

@@ -94,7 +94,8 @@ def conv2d(
 @conv2d.register_fake
 def _(x, planes, scale, offset, bias, n_columns, signs, kernel, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
     weight = x.new_empty(planes.shape[1], *kernel)
-    return torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
+    # Contiguous whatever the order of the channels of x, and of its dtype under autocast too.
+    return x.new_empty(torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups).shape)
 
 
 @torch.library.custom_op("smask::conv2d_input_gradient", mutates_args=())
