@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,12 +92,44 @@ def test_halving_leaves_bits_and_scales_alone(layer: modules.PackedLayer) -> Non
     torch.testing.assert_close(got.float(), want, rtol=2e-3, atol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_have_the_dtype_of_dense_ones(layer: modules.PackedLayer, dtype: torch.dtype) -> None:
+    dense, x = layer.materialize(), inputs(layer)
+    narrow = copy.deepcopy(layer).to(dtype)
+    for twin in (narrow, copy.deepcopy(narrow), pickle.loads(pickle.dumps(narrow)), copy.deepcopy(narrow).to("cpu")):
+        again, want = twin.materialize(), copy.deepcopy(dense).to(dtype)
+        assert again.state_dict().keys() == want.state_dict().keys()
+        for name, tensor in again.state_dict().items():
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, want.state_dict()[name])
+        x = x.to(dtype) if x.is_floating_point() else x
+        assert twin(x).dtype == want(x).dtype == dtype
+    assert torch.equal(layer.coded().scale, narrow.coded().scale)
+    assert narrow.coded().dtype == torch.float32
+    back = narrow.float()
+    assert torch.equal(back.weight(), dense.weight)
+    assert torch.equal(back(inputs(layer)), layer(inputs(layer)))
+    assert back.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_embeddings_in_bfloat16_are_those_of_dense_ones() -> None:
+    layer = embedding()
+    dense, ids = layer.materialize().bfloat16(), inputs(layer)
+    assert torch.equal(layer.bfloat16()(ids), dense(ids))
+    wide = PackedEmbedding(replace(random_coded((50, 40)), dtype=torch.bfloat16), SEED)
+    dense = wide.materialize().float()  # rounded before
+    assert torch.equal(wide.float()(ids), dense(ids))
+
+
 def test_moving_to_a_device_and_back(layer: modules.PackedLayer) -> None:
     if torch.cuda.is_available():
         there = copy.deepcopy(layer).cuda()
         torch.testing.assert_close(there(inputs(layer).cuda()).cpu(), layer(inputs(layer)), rtol=1e-4, atol=1e-4)
     meta = copy.deepcopy(layer).to("meta")
     assert {buffer.device.type for buffer in meta.buffers()} == {"meta"}
+    empty = meta.to_empty(device="cpu")
+    empty.load_state_dict(layer.state_dict())
+    assert torch.equal(empty(inputs(layer)), layer(inputs(layer)))
 
 
 def test_compiled_whole(layer: modules.PackedLayer) -> None:
@@ -267,6 +300,18 @@ def test_a_packed_model_is_saved_after_it_is_made_dense(file: Path, tmp_path: Pa
     smask.save(packed, tmp_path / "again.smask")
     assert (tmp_path / "again.smask").read_bytes() == file.read_bytes()
     assert smask.materialize(packed) is packed
+
+
+def test_a_packed_model_in_bfloat16_is_made_dense(file: Path, tmp_path: Path) -> None:
+    dense = smask.load(file, model=Net()).bfloat16()
+    packed = smask.materialize(smask.load(file, model=Net(), packed=True).bfloat16())
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(packed.state_dict()[name], tensor)
+    assert torch.equal(packed(torch.arange(20)), dense(torch.arange(20)))
+    for model in (dense, packed):  # a file has weights to the bit
+        with pytest.raises(ArgumentError) as error:
+            smask.save(model, tmp_path / "narrow.smask")
+        assert "torch.bfloat16" in str(error.value.got)
 
 
 def test_auto_packs_what_is_large(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

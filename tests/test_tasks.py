@@ -173,6 +173,10 @@ def test_packed_layers_take_other_forms() -> None:
             with pytest.raises(UnsupportedError):
                 tasks.switch(model, name)
             assert torch.equal(model[0].planes, before)
+        model.half()
+        with pytest.raises(ArchitectureError) as narrow:
+            tasks.switch(model, "two")
+        assert narrow.value.differences == ("0.weight is F16 [16, 32] in the model, F32 [16, 32] in the file",)
 
 
 def _layers_of(data: bytes) -> dict[str, Any]:

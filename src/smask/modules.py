@@ -20,7 +20,8 @@ from .packing import PackedMatrix, dense_rows, pack, unpack
 class PackedLayer(nn.Module):
     """What packed layers share: bits, scale and offset as buffers, everything else as plain attributes.
 
-    The scale stays float32 under ``.half()`` and its like: it is a coefficient of the formula, not an activation.
+    The scale stays float32 under ``.half()`` and its like: it is a coefficient of the formula, not an activation. What
+    becomes a weight again has the dtype that a dense one would have then, while the bits stay those of the file.
     """
 
     planes: Tensor
@@ -35,7 +36,7 @@ class PackedLayer(nn.Module):
         self.register_buffer("scale", packed.scale)
         self.register_buffer("offset", packed.offset)
         self.n_columns = packed.n_columns
-        self.seed, self.form = seed, _form(coded)
+        self.seed, self.form, self.dtype = seed, _form(coded), coded.dtype
         self.signs: list[int] = operators.sign_numbers(packed.signs)
 
     def matrix(self) -> PackedMatrix:
@@ -47,8 +48,8 @@ class PackedLayer(nn.Module):
         return unpack(self.matrix(), seed=self.seed, form=self.form)
 
     def weight(self) -> Tensor:
-        """The dense weights, on the device of the bits, bit for bit those of the file."""
-        return dense_rows(self.matrix()).to(self.form.dtype).view(self.form.shape)
+        """The dense weights, on the device of the bits; until ``.half()`` or its like bit for bit those of the file."""
+        return dense_rows(self.matrix()).to(self.form.dtype).to(self.dtype).view(self.form.shape)
 
     def packed(self, coded: CodedTensor, seed: int) -> PackedMatrix:
         """Other weights, as this layer would hold them; raises what :func:`smask.packing.pack` raises."""
@@ -80,9 +81,11 @@ class PackedLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLayer:
         exact = {name: getattr(self, name) for name in ("scale", "offset")}
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.planes.device)).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in exact.items():
-            if value is not None:
+            # What has its dtype still was moved only, perhaps to memory without any numbers yet.
+            if value is not None and getattr(self, name).dtype != value.dtype:
                 setattr(self, name, value.to(self.planes.device))
         return self
 
@@ -230,7 +233,7 @@ class PackedEmbedding(PackedLayer):
         rows: Tensor = operators.embedding(
             ids, self.planes, self.scale, self.offset, self.n_columns, self.signs, self.form.dtype
         )
-        return rows
+        return rows.to(self.dtype)
 
     def materialize(self) -> nn.Embedding:
         """An ``nn.Embedding`` with the same weights."""
