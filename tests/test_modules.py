@@ -74,6 +74,34 @@ def test_state_survives_state_dict(layer: modules.PackedLayer) -> None:
     assert torch.equal(other(inputs(layer)), layer(inputs(layer)))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_state_of_other_signs_is_refused(strict: bool) -> None:
+    """Bits of the same shape: of another seed, another stream, and of two planes beside one whose signs are held."""
+    coded = random_coded((16, 32))
+    layers = {
+        "those of seed 1, stream 3": PackedLinear(coded, 1, regenerate_signs=True),
+        "those of seed 8589934594, stream 3": PackedLinear(coded, (2 << 32) + 2, regenerate_signs=True),
+        "those of seed 1, stream 4": PackedLinear(replace(coded, stream=4), 1, regenerate_signs=True),
+        "signs that are held": PackedLinear(coded, 1),
+        "those of seed 1, stream 5": PackedLinear(
+            replace(random_coded((16, 32), planes=2), stream=5), 1, regenerate_signs=True
+        ),
+    }
+    for got, given in layers.items():
+        state = io.BytesIO()
+        torch.save(nn.Sequential(given).state_dict(), state)
+        state.seek(0)
+        state = torch.load(state, weights_only=True)
+        for want, layer in layers.items():
+            model = copy.deepcopy(nn.Sequential(layer))
+            if got == want:
+                model.load_state_dict(state, strict=strict)
+                continue
+            with pytest.raises(RuntimeError, match=f"signs of 0.planes: got {got} in the state dict, want {want} as"):
+                model.load_state_dict(state, strict=strict)
+            assert torch.equal(model[0].weight(), layer.weight())
+
+
 def test_state_survives_copies_and_pickles(layer: modules.PackedLayer) -> None:
     want = layer(inputs(layer))
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from .packing import PackedMatrix, dense_rows, pack, unpack
 class PackedLayer(nn.Module):
     """What packed layers share: bits, scale and offset as buffers, everything else as plain attributes.
 
+    Where signs are regenerated a buffer says of what, so that a state dict is refused whose signs are others.
+
     The scale stays float32 under ``.half()`` and its like: it is a coefficient of the formula, not an activation. What
     becomes a weight again has the dtype that a dense one would have then, while the bits stay those of the file.
     """
@@ -27,14 +29,14 @@ class PackedLayer(nn.Module):
     planes: Tensor
     scale: Tensor
     offset: Tensor | None
+    source: Tensor | None
     kind: ClassVar[type[nn.Module]]
 
     def __init__(self, coded: CodedTensor, seed: int, *, regenerate_signs: bool = False) -> None:
         super().__init__()
         packed = pack(coded, seed, regenerate_signs=regenerate_signs)
-        self.register_buffer("planes", packed.planes)
-        self.register_buffer("scale", packed.scale)
-        self.register_buffer("offset", packed.offset)
+        for name, tensor in _tensors(packed).items():
+            self.register_buffer(name, tensor)
         self.n_columns = packed.n_columns
         self.seed, self.form, self.dtype = seed, _form(coded), coded.dtype
         self.signs: list[int] = operators.sign_numbers(packed.signs)
@@ -64,8 +66,8 @@ class PackedLayer(nn.Module):
             seed: Seed of the file.
             packed: The same, of :meth:`packed`.
         """
-        for name in ("planes", "scale", "offset"):
-            own, new = getattr(self, name), getattr(packed, name)
+        for name, new in _tensors(packed).items():
+            own = getattr(self, name)
             if own is not None and new is not None and own.shape == new.shape:
                 own.copy_(new)
             else:
@@ -88,6 +90,20 @@ class PackedLayer(nn.Module):
             if value is not None and getattr(self, name).dtype != value.dtype:
                 setattr(self, name, value.to(self.planes.device))
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        source = state_dict.get(f"{prefix}source")
+        signs = [] if source is None else source.tolist()
+        if f"{prefix}planes" in state_dict and signs != self.signs:  # bits of the same shape are other weights
+            got, want = _signs_text(signs), _signs_text(self.signs)
+            error_msgs.append(f"signs of {prefix}planes: got {got} in the state dict, want {want} as in the layer.")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         held = "signs regenerated" if self.signs else "signs held"
@@ -239,6 +255,18 @@ class PackedEmbedding(PackedLayer):
         """An ``nn.Embedding`` with the same weights."""
         layer = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta")
         return self._dense(layer)  # type: ignore[return-value]
+
+
+def _tensors(packed: PackedMatrix) -> dict[str, Tensor | None]:
+    """What a layer holds of a matrix, by the name of the buffer."""
+    signs = operators.sign_numbers(packed.signs)
+    source = torch.tensor(signs) if signs else None
+    return {"planes": packed.planes, "scale": packed.scale, "offset": packed.offset, "source": source}
+
+
+def _signs_text(numbers: Sequence[int]) -> str:
+    source = operators.sign_source(numbers)
+    return f"those of seed {source.seed}, stream {source.stream}" if source else "signs that are held"
 
 
 def _form(coded: CodedTensor) -> CodedTensor:

@@ -23,8 +23,12 @@ def packed_matrix(
     planes: Tensor, scale: Tensor, offset: Tensor | None, *, n_columns: int, signs: Sequence[int]
 ) -> PackedMatrix:
     """The matrix that an operator was given."""
-    source = SignSource(signs[0] | signs[1] << 32, signs[2]) if signs else None
-    return PackedMatrix(planes, n_columns, scale, offset, source)
+    return PackedMatrix(planes, n_columns, scale, offset, sign_source(signs))
+
+
+def sign_source(signs: Sequence[int]) -> SignSource | None:
+    """The source of signs that an operator was given."""
+    return SignSource(signs[0] | signs[1] << 32, signs[2]) if signs else None
 
 
 def sign_numbers(source: SignSource | None) -> list[int]:
