@@ -374,6 +374,42 @@ def test_what_no_packed_layer_holds_is_refused_or_left_dense(tmp_path: Path) -> 
     assert isinstance(smask.load(tmp_path / "foreign.smask", model=Foreign(), packed="auto").conv, nn.Conv1d)
 
 
+class Encoder(nn.Module):
+    """A layer of torch that reads the weights of its parts where they are never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+        return self.head(self.layers(x, src_key_padding_mask=padding))
+
+
+# Of torch's own nested tensors.
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_what_torch_reads_itself_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = Encoder(), tmp_path / "encoder.smask"
+    names = ("layers.layers.0.linear1.weight", "layers.layers.0.linear2.weight", "head.weight")
+    coded = {name: random_coded(tuple(model.get_parameter(name).shape), seed=i) for i, name in enumerate(names)}
+    for name, tensor in coded.items():
+        model.get_parameter(name).data = reconstruct(tensor, SEED)
+    attach(model, Recipe(SEED, coded))
+    smask.save(model, path)
+    with pytest.raises(UnsupportedError) as error:
+        smask.load(path, model=Encoder(), packed=True)
+    assert error.value.got == "a weight that TransformerEncoderLayer reads itself"
+    monkeypatch.setattr(replacement, "N_AUTO_WEIGHTS", 1)
+    packed, dense = smask.load(path, model=Encoder(), packed="auto"), smask.load(path, model=Encoder())
+    assert [*replacement.packed_layers(packed)] == ["head.weight"]
+    x, padding = torch.randn(2, 5, 32), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            torch.testing.assert_close(packed(x), dense(x), rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(packed(x, padding), dense(x, padding), rtol=1e-5, atol=1e-4)
+
+
 def test_a_net_of_the_vocabulary(found: nn.Module, tmp_path: Path) -> None:
     smask.save(found, tmp_path / "digits.smask")
     packed = smask.load(tmp_path / "digits.smask", packed=True)

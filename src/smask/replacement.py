@@ -27,8 +27,14 @@ def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
 
 def unpackable(model: nn.Module, coded: Mapping[str, CodedTensor]) -> dict[str, str]:
     """Coded tensors that no packed layer can hold, by name, and why."""
-    owners = {f"{path}.weight".lstrip("."): module for path, module in model.named_modules()}
-    return {name: reason for name in coded if (reason := _obstacle(owners.get(name), coded[name]))}
+    modules = dict(model.named_modules())
+    owners = {f"{path}.weight".lstrip("."): (module, path.rpartition(".")[0]) for path, module in modules.items()}
+    obstacles = {}
+    for name, tensor in coded.items():
+        layer, around = owners.get(name, (None, ""))
+        if reason := _obstacle(layer, modules[around], tensor):
+            obstacles[name] = reason
+    return obstacles
 
 
 def pack_layers(
@@ -67,9 +73,11 @@ def materialize(model: nn.Module) -> nn.Module:
     return model
 
 
-def _obstacle(layer: nn.Module | None, coded: CodedTensor) -> str:
+def _obstacle(layer: nn.Module | None, around: nn.Module, coded: CodedTensor) -> str:
     if layer is None or type(layer) not in LAYERS:
         return f"no packed layer for {'a tensor that is no weight' if layer is None else type(layer).__name__}"
+    if isinstance(around, nn.TransformerEncoderLayer):  # in evaluation mode, which nested tensors rely on
+        return f"a weight that {type(around).__name__} reads itself"
     if coded.base not in SIGNS:
         return f"base {coded.base}"
     if coded.origin is not None:
