@@ -204,7 +204,7 @@ def load(
     masks = masking.masks_of(read.all_coded) if trainable else {}
     # What names another tensor may be packed by itself.
     bits = _to_pack(model, read.all_coded, packed)
-    replacement.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
+    model = replacement.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
     tied = _tied_parameters(model)
     # What a packed layer holds is there already; the fit of all names was checked above.
     model.load_state_dict(dense_tensors(read, target, without=bits), strict=not bits, assign=True)

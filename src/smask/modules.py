@@ -20,7 +20,8 @@ from .packing import PackedMatrix, dense_rows, pack, unpack
 class PackedLayer(nn.Module):
     """What packed layers share: bits, scale and offset as buffers, everything else as plain attributes.
 
-    Where signs are regenerated a buffer says of what, so that a state dict is refused whose signs are others.
+    Layers that stand for one parameter have the same object as ``tie``, to be one again when they are dense. Where
+    signs are regenerated a buffer says of what, so that a state dict is refused whose signs are others.
 
     The scale stays float32 under ``.half()`` and its like: it is a coefficient of the formula, not an activation. What
     becomes a weight again has the dtype that a dense one would have then, while the bits stay those of the file.
@@ -40,6 +41,7 @@ class PackedLayer(nn.Module):
         self.n_columns = packed.n_columns
         self.seed, self.form, self.dtype = seed, _form(coded), coded.dtype
         self.signs: list[int] = operators.sign_numbers(packed.signs)
+        self.tie = object()
 
     def matrix(self) -> PackedMatrix:
         """The weights as the kernels take them."""
