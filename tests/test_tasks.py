@@ -140,6 +140,24 @@ def test_packed_models_are_switched_in_place(
     assert codec.encode(dense.state_dict(), recipe_of(dense)) == three["day"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_models_of_an_inference_mode_are_switched_outside_and_others_inside(many: bytes, packed: bool) -> None:
+    tasks, x = smask.Tasks(many), torch.rand(2, 1, 28, 28)
+    with torch.inference_mode():
+        model = tasks.load("night", packed=packed)
+    tasks.switch(model, "day")
+    want = tasks.load("day", packed=packed)
+    assert exactly(model.state_dict(), want.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model(x), want(x))
+    with torch.inference_mode():
+        tasks.switch(want, "night")
+        tasks.switch(model, "night")
+        assert torch.equal(model(x), want(x))
+    assert not any(tensor.is_inference() for tensor in want.state_dict().values())
+    want(x).sum().backward()  # can be trained still
+
+
 def test_packed_layers_take_other_forms() -> None:
     """Other numbers of planes, scales, offsets, flips; tasks with weights that no packed layer holds change nothing."""
     chance = torch.Generator().manual_seed(1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import codec, groups, integrity, masking, packs, replacement, sources
 from .container import Limits
@@ -62,7 +63,6 @@ class Tasks:
             base=self._base, limits=self._limits,
         )  # fmt: skip
 
-    @torch.no_grad()
     def switch(self, model: nn.Module, task: str) -> None:
         """Puts a task into a model of another one: into the memory that its tensors have, on the device they are on.
 
@@ -88,19 +88,10 @@ class Tasks:
         bits = {name: self._bits_of(read, name, layer) for name, layer in layers.items()}
         trainable = masking.holds_masks(model)
         masks = masking.masks_of(read.all_coded) if trainable else {}
-        state = model.state_dict()
-        for name in read.names:
-            first = read.same.get(name, name)
-            if name in layers:
-                layers[name].take(read.coded[first], read.seed, bits[name])
-                continue
-            tensor = state[name]
-            if first in read.plain:
-                tensor.copy_(read.plain[first])
-            elif tensor.is_contiguous():
-                reconstruct(read.coded[first], read.seed, out=tensor)
-            else:
-                tensor.copy_(reconstruct(read.coded[first], read.seed, device=tensor.device))
+        held = [*model.parameters(), *model.buffers()]
+        # What was loaded in an inference mode can be written in one only; gradients are no concern of either.
+        with torch.inference_mode(any(tensor.is_inference() for tensor in held)), torch.no_grad():
+            _write(model.state_dict(), layers, read, bits)
         if trainable:
             masking.hold_masks(model, masks)
             attach(model, codec.trainable_recipe(described, task))
@@ -131,3 +122,20 @@ class Tasks:
     def _contents(self, task: str) -> Contents:
         number = groups.number_of(self._opened.manifest, task)
         return contents_of(self._opened, self._base, number, parts=self._parts)
+
+
+def _write(
+    state: Mapping[str, Tensor], layers: Mapping[str, PackedLayer], read: Contents, bits: Mapping[str, PackedMatrix]
+) -> None:
+    for name in read.names:
+        first = read.same.get(name, name)
+        if name in layers:
+            layers[name].take(read.coded[first], read.seed, bits[name])
+            continue
+        tensor = state[name]
+        if first in read.plain:
+            tensor.copy_(read.plain[first])
+        elif tensor.is_contiguous():
+            reconstruct(read.coded[first], read.seed, out=tensor)
+        else:
+            tensor.copy_(reconstruct(read.coded[first], read.seed, device=tensor.device))
