@@ -88,7 +88,7 @@ def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kerne
     _check(x, packed, bias)
     if kernel not in ("auto", *KERNELS):
         raise UnsupportedError("kernel", kernel, ("auto", *KERNELS))
-    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), packed.n_columns)
+    rows = _rows(x)
     name = choose(rows, packed) if kernel == "auto" else kernel
     reason = "" if kernel == "auto" else KERNELS[name].refuses(rows, packed)
     if reason:
@@ -97,6 +97,12 @@ def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kerne
     # Entering a context takes longer than all checks, which a single row notices.
     y = torch.no_grad()(multiply)(rows, packed, bias) if torch.is_grad_enabled() else multiply(rows, packed, bias)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], packed.n_rows)
+
+
+def differentiable(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None) -> Tensor:
+    """:func:`matmul` by ``reference``, in operations that torch differentiates, forwards too, and batches."""
+    _check(x, packed, bias)
+    return reference(_rows(x), packed, bias).reshape(*x.shape[:-1], packed.n_rows)
 
 
 def input_gradient(gradient: Tensor, packed: PackedMatrix) -> Tensor:
@@ -228,6 +234,10 @@ def _multiply_digits(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | Non
     if len(sums) != len(fixed.digits):
         sums = torch.cat(list(sums), 1).view(packed.n_rows, len(fixed.digits), -1).unbind(1)
     finish(y, fixed.unit, sums, packed, bias, slice(0, packed.n_rows), compile=compile)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _check(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> None:

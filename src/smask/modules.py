@@ -145,6 +145,8 @@ class PackedLinear(PackedLayer):
         return cls(coded, seed, bias=layer.bias, regenerate_signs=regenerate_signs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if operators.transformed():
+            return kernels.differentiable(x, self.matrix(), self.bias)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             y: Tensor = operators.linear(
                 x, self.planes, self.scale, self.offset, self.bias, self.n_columns, self.signs, self.kernel
@@ -203,6 +205,8 @@ class PackedConv2d(PackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         if self.border is not None:
             x = F.pad(x, self.border)
+        if operators.transformed():
+            return convolution.differentiable(x, self.matrix(), self.bias, self.geometry)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             kernel, *pairs, groups = (list(field) if isinstance(field, tuple) else field for field in self.geometry)
             y: Tensor = operators.conv2d(
@@ -248,6 +252,8 @@ class PackedEmbedding(PackedLayer):
         return cls(coded, seed, padding_idx=layer.padding_idx, regenerate_signs=regenerate_signs)
 
     def forward(self, ids: Tensor) -> Tensor:
+        if operators.transformed():
+            return F.embedding(ids, self.weight())
         rows: Tensor = operators.embedding(
             ids, self.planes, self.scale, self.offset, self.n_columns, self.signs, self.form.dtype
         )
