@@ -177,6 +177,34 @@ def test_compiled_whole_by_inductor() -> None:
         torch.testing.assert_close(whole(inputs(model[0])), model(inputs(model[0])))
 
 
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(kind: str, dtype: torch.dtype) -> None:
+    """The dtype of a dense layer, and the numbers of a product of narrow activations that is rounded once."""
+    layer = LAYERS[kind]()
+    dense, x = layer.materialize(), inputs(layer)
+    whole = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for gradients in (False, True):
+        given, found = x.clone().requires_grad_(gradients), []
+        with torch.set_grad_enabled(gradients):
+            want = layer(x.to(dtype))
+            with torch.autocast("cpu", dtype=dtype):
+                for net in (layer, whole):
+                    assert torch.equal(net(given), want)
+                    found.append(net(given))
+                assert dense(given).dtype == want.dtype == dtype
+                assert layer(x.double()).dtype == torch.float64
+        if gradients:
+            (gradient,) = torch.autograd.grad(found[0].float().sum(), given)
+            (wanted,) = torch.autograd.grad(dense(given).sum(), given)
+            torch.testing.assert_close(gradient, wanted, rtol=2e-2, atol=0.1)
+    if kind == "linear":
+        layer.kernel = "reference"  # in float32, whatever autocast makes of such products
+        exact = (x.to(dtype).double() @ dense.weight.double().t() + dense.bias).to(dtype)
+        with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+            assert (layer(x) == exact).float().mean() > 0.95
+
+
 def test_exported(layer: modules.PackedLayer) -> None:
     x = inputs(layer)
     program = torch.export.export(nn.Sequential(layer), (x,))

@@ -77,6 +77,13 @@ class PackedLayer(nn.Module):
         self.seed, self.form = seed, _form(coded)
         self.signs = operators.sign_numbers(packed.signs)
 
+    def _narrow(self, x: Tensor) -> Tensor:
+        """Under autocast: in its dtype, as of a dense layer, but what is computed wider for that stays so."""
+        kind = x.device.type
+        like = x.is_floating_point() and x.dtype != torch.float64
+        with torch.autocast(kind, enabled=False):
+            return self.forward(x.to(torch.get_autocast_dtype(kind)) if like else x)  # type: ignore[no-any-return]
+
     def _dense(self, layer: nn.Module, bias: Tensor | None = None) -> nn.Module:
         layer.weight = nn.Parameter(self.weight())
         if bias is not None:
@@ -145,6 +152,8 @@ class PackedLinear(PackedLayer):
         return cls(coded, seed, bias=layer.bias, regenerate_signs=regenerate_signs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+            return self._narrow(x)
         if operators.transformed():
             return kernels.differentiable(x, self.matrix(), self.bias)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
@@ -203,6 +212,8 @@ class PackedConv2d(PackedLayer):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+            return self._narrow(x)
         if self.border is not None:
             x = F.pad(x, self.border)
         if operators.transformed():
