@@ -42,6 +42,13 @@ def test_json_on_stdout_and_narration_on_stderr(capsys: pytest.CaptureFixture[st
     assert max(errors) < 1e-5
 
 
+def test_weights_of_nothing_but_zeros_are_json(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "bench --shape 1x1 --batch 1 --rounds 1 --kernels eager --json --device cpu"
+    assert main(command.split()) == 0
+    report = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is none
+    assert {row["error"] for row in report["tables"][0]["rows"]} == {None, 0.0}
+
+
 def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["bench", "--shape", "16x32", "--batch", "1", "--rounds", "1", "--kernels", "tiled", "--device", "cpu"])

@@ -5,12 +5,17 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from smask import compiler
 
 
 def double(x: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(x * 2)
+
+
+def plus(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
 
 
 def broken(x: torch.Tensor) -> torch.Tensor:
@@ -57,6 +62,28 @@ def test_whatever_breaks_leaves_the_plain_function(monkeypatch: pytest.MonkeyPat
         warnings.simplefilter("error")
         assert compiler.compiled(double, torch.ones(3), torch.ones(3)) is double
     assert not compiler.available()
+
+
+def test_what_breaks_in_a_mode_of_torch_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Narrow(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.empty_strided.default:
+                raise NotImplementedError("this mode knows only the layers of its net")
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(compiler, "_FAILED", {})
+    monkeypatch.setattr(compiler, "_MADE", {})
+    x, out = torch.arange(48.0), torch.empty(48)
+    with Narrow():
+        assert compiler.compiled(double, x, out) is double
+        assert not compiler.available()
+    batch = torch.ones(2, 48)
+    assert torch.equal(torch.func.vmap(lambda row: compiler.compiled(plus, row)(row))(batch), batch + 1)
+    assert not compiler._FAILED
+    assert compiler.compiled(double, x, out) is not double
+    assert compiler.compiled(plus, x) is not plus
+    assert torch.equal(torch.func.vmap(lambda row: compiler.compiled(plus, row)(row))(batch), batch + 1)
+    assert compiler.available()
 
 
 def test_a_torch_without_its_compiler_leaves_the_plain_function(monkeypatch: pytest.MonkeyPatch) -> None:

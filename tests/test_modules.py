@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,34 @@ def test_state_survives_state_dict(layer: modules.PackedLayer) -> None:
     assert torch.equal(other(inputs(layer)), layer(inputs(layer)))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_state_of_other_signs_is_refused(strict: bool) -> None:
+    """Bits of the same shape: of another seed, another stream, and of two planes beside one whose signs are held."""
+    coded = random_coded((16, 32))
+    layers = {
+        "those of seed 1, stream 3": PackedLinear(coded, 1, regenerate_signs=True),
+        "those of seed 8589934594, stream 3": PackedLinear(coded, (2 << 32) + 2, regenerate_signs=True),
+        "those of seed 1, stream 4": PackedLinear(replace(coded, stream=4), 1, regenerate_signs=True),
+        "signs that are held": PackedLinear(coded, 1),
+        "those of seed 1, stream 5": PackedLinear(
+            replace(random_coded((16, 32), planes=2), stream=5), 1, regenerate_signs=True
+        ),
+    }
+    for got, given in layers.items():
+        state = io.BytesIO()
+        torch.save(nn.Sequential(given).state_dict(), state)
+        state.seek(0)
+        state = torch.load(state, weights_only=True)
+        for want, layer in layers.items():
+            model = copy.deepcopy(nn.Sequential(layer))
+            if got == want:
+                model.load_state_dict(state, strict=strict)
+                continue
+            with pytest.raises(RuntimeError, match=f"signs of 0.planes: got {got} in the state dict, want {want} as"):
+                model.load_state_dict(state, strict=strict)
+            assert torch.equal(model[0].weight(), layer.weight())
+
+
 def test_state_survives_copies_and_pickles(layer: modules.PackedLayer) -> None:
     want = layer(inputs(layer))
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
@@ -91,12 +120,44 @@ def test_halving_leaves_bits_and_scales_alone(layer: modules.PackedLayer) -> Non
     torch.testing.assert_close(got.float(), want, rtol=2e-3, atol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_have_the_dtype_of_dense_ones(layer: modules.PackedLayer, dtype: torch.dtype) -> None:
+    dense, x = layer.materialize(), inputs(layer)
+    narrow = copy.deepcopy(layer).to(dtype)
+    for twin in (narrow, copy.deepcopy(narrow), pickle.loads(pickle.dumps(narrow)), copy.deepcopy(narrow).to("cpu")):
+        again, want = twin.materialize(), copy.deepcopy(dense).to(dtype)
+        assert again.state_dict().keys() == want.state_dict().keys()
+        for name, tensor in again.state_dict().items():
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, want.state_dict()[name])
+        x = x.to(dtype) if x.is_floating_point() else x
+        assert twin(x).dtype == want(x).dtype == dtype
+    assert torch.equal(layer.coded().scale, narrow.coded().scale)
+    assert narrow.coded().dtype == torch.float32
+    back = narrow.float()
+    assert torch.equal(back.weight(), dense.weight)
+    assert torch.equal(back(inputs(layer)), layer(inputs(layer)))
+    assert back.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_embeddings_in_bfloat16_are_those_of_dense_ones() -> None:
+    layer = embedding()
+    dense, ids = layer.materialize().bfloat16(), inputs(layer)
+    assert torch.equal(layer.bfloat16()(ids), dense(ids))
+    wide = PackedEmbedding(replace(random_coded((50, 40)), dtype=torch.bfloat16), SEED)
+    dense = wide.materialize().float()  # rounded before
+    assert torch.equal(wide.float()(ids), dense(ids))
+
+
 def test_moving_to_a_device_and_back(layer: modules.PackedLayer) -> None:
     if torch.cuda.is_available():
         there = copy.deepcopy(layer).cuda()
         torch.testing.assert_close(there(inputs(layer).cuda()).cpu(), layer(inputs(layer)), rtol=1e-4, atol=1e-4)
     meta = copy.deepcopy(layer).to("meta")
     assert {buffer.device.type for buffer in meta.buffers()} == {"meta"}
+    empty = meta.to_empty(device="cpu")
+    empty.load_state_dict(layer.state_dict())
+    assert torch.equal(empty(inputs(layer)), layer(inputs(layer)))
 
 
 def test_compiled_whole(layer: modules.PackedLayer) -> None:
@@ -114,6 +175,34 @@ def test_compiled_whole_by_inductor() -> None:
     whole = torch.compile(model, fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(whole(inputs(model[0])), model(inputs(model[0])))
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(kind: str, dtype: torch.dtype) -> None:
+    """The dtype of a dense layer, and the numbers of a product of narrow activations that is rounded once."""
+    layer = LAYERS[kind]()
+    dense, x = layer.materialize(), inputs(layer)
+    whole = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for gradients in (False, True):
+        given, found = x.clone().requires_grad_(gradients), []
+        with torch.set_grad_enabled(gradients):
+            want = layer(x.to(dtype))
+            with torch.autocast("cpu", dtype=dtype):
+                for net in (layer, whole):
+                    assert torch.equal(net(given), want)
+                    found.append(net(given))
+                assert dense(given).dtype == want.dtype == dtype
+                assert layer(x.double()).dtype == torch.float64
+        if gradients:
+            (gradient,) = torch.autograd.grad(found[0].float().sum(), given)
+            (wanted,) = torch.autograd.grad(dense(given).sum(), given)
+            torch.testing.assert_close(gradient, wanted, rtol=2e-2, atol=0.1)
+    if kind == "linear":
+        layer.kernel = "reference"  # in float32, whatever autocast makes of such products
+        exact = (x.to(dtype).double() @ dense.weight.double().t() + dense.bias).to(dtype)
+        with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+            assert (layer(x) == exact).float().mean() > 0.95
 
 
 def test_exported(layer: modules.PackedLayer) -> None:
@@ -144,6 +233,16 @@ def test_gradients_in_float32_are_those_of_the_dense_layer() -> None:
         (want,) = torch.autograd.grad(dense(x).square().sum(), x)
         (got,) = torch.autograd.grad(layer(x).square().sum(), x)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_gradients_of_an_empty_batch(kind: str) -> None:
+    layer = LAYERS[kind]()
+    for shape in ((0,), (0, 3)) if kind == "linear" else ((0,),):
+        x = torch.empty(*shape, *inputs(layer).shape[1:], requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad.shape == x.shape
+        assert not layer.bias.grad.any()
 
 
 def test_what_is_around_a_packed_layer_can_be_trained() -> None:
@@ -259,6 +358,18 @@ def test_a_packed_model_is_saved_after_it_is_made_dense(file: Path, tmp_path: Pa
     assert smask.materialize(packed) is packed
 
 
+def test_a_packed_model_in_bfloat16_is_made_dense(file: Path, tmp_path: Path) -> None:
+    dense = smask.load(file, model=Net()).bfloat16()
+    packed = smask.materialize(smask.load(file, model=Net(), packed=True).bfloat16())
+    for name, tensor in dense.state_dict().items():
+        assert torch.equal(packed.state_dict()[name], tensor)
+    assert torch.equal(packed(torch.arange(20)), dense(torch.arange(20)))
+    for model in (dense, packed):  # a file has weights to the bit
+        with pytest.raises(ArgumentError) as error:
+            smask.save(model, tmp_path / "narrow.smask")
+        assert "torch.bfloat16" in str(error.value.got)
+
+
 def test_auto_packs_what_is_large(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(isinstance(m, modules.PackedLayer) for m in smask.load(file, model=Net(), packed="auto").modules())
     monkeypatch.setattr(replacement, "N_AUTO_WEIGHTS", 900)
@@ -289,6 +400,42 @@ def test_what_no_packed_layer_holds_is_refused_or_left_dense(tmp_path: Path) -> 
     obstacles = replacement.unpackable(nn.ModuleDict({"a": nn.Conv2d(3, 4, 3, padding_mode="circular"), "b": nn.Embedding(3, 4, max_norm=1.0)}), {"a.weight": random_coded((4, 3, 3, 3)), "b.weight": random_coded((3, 4))})  # fmt: skip
     assert set(obstacles) == {"a.weight", "b.weight"}
     assert isinstance(smask.load(tmp_path / "foreign.smask", model=Foreign(), packed="auto").conv, nn.Conv1d)
+
+
+class Encoder(nn.Module):
+    """A layer of torch that reads the weights of its parts where they are never trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+        return self.head(self.layers(x, src_key_padding_mask=padding))
+
+
+# Of torch's own nested tensors.
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_what_torch_reads_itself_stays_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = Encoder(), tmp_path / "encoder.smask"
+    names = ("layers.layers.0.linear1.weight", "layers.layers.0.linear2.weight", "head.weight")
+    coded = {name: random_coded(tuple(model.get_parameter(name).shape), seed=i) for i, name in enumerate(names)}
+    for name, tensor in coded.items():
+        model.get_parameter(name).data = reconstruct(tensor, SEED)
+    attach(model, Recipe(SEED, coded))
+    smask.save(model, path)
+    with pytest.raises(UnsupportedError) as error:
+        smask.load(path, model=Encoder(), packed=True)
+    assert error.value.got == "a weight that TransformerEncoderLayer reads itself"
+    monkeypatch.setattr(replacement, "N_AUTO_WEIGHTS", 1)
+    packed, dense = smask.load(path, model=Encoder(), packed="auto"), smask.load(path, model=Encoder())
+    assert [*replacement.packed_layers(packed)] == ["head.weight"]
+    x, padding = torch.randn(2, 5, 32), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            torch.testing.assert_close(packed(x), dense(x), rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(packed(x, padding), dense(x, padding), rtol=1e-5, atol=1e-4)
 
 
 def test_a_net_of_the_vocabulary(found: nn.Module, tmp_path: Path) -> None:

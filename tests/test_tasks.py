@@ -1,5 +1,6 @@
 """Several tasks in one file: packed and taken out by bytes, switched in place, and what is refused."""
 
+import copy
 import functools
 import json
 import random
@@ -150,6 +151,24 @@ def test_packed_models_are_switched_in_place(
     assert codec.encode(dense.state_dict(), recipe_of(dense)) == three["day"]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_models_of_an_inference_mode_are_switched_outside_and_others_inside(many: bytes, packed: bool) -> None:
+    tasks, x = smask.Tasks(many), torch.rand(2, 1, 28, 28)
+    with torch.inference_mode():
+        model = tasks.load("night", packed=packed)
+    tasks.switch(model, "day")
+    want = tasks.load("day", packed=packed)
+    assert exactly(model.state_dict(), want.state_dict())
+    with torch.no_grad():
+        assert torch.equal(model(x), want(x))
+    with torch.inference_mode():
+        tasks.switch(want, "night")
+        tasks.switch(model, "night")
+        assert torch.equal(model(x), want(x))
+    assert not any(tensor.is_inference() for tensor in want.state_dict().values())
+    want(x).sum().backward()  # can be trained still
+
+
 def test_packed_layers_take_other_forms() -> None:
     """Other numbers of planes, scales, offsets, flips; tasks with weights that no packed layer holds change nothing."""
     chance = torch.Generator().manual_seed(1)
@@ -183,6 +202,10 @@ def test_packed_layers_take_other_forms() -> None:
             with pytest.raises(UnsupportedError):
                 tasks.switch(model, name)
             assert torch.equal(model[0].planes, before)
+        model.half()
+        with pytest.raises(ArchitectureError) as narrow:
+            tasks.switch(model, "two")
+        assert narrow.value.differences == ("0.weight is F16 [16, 32] in the model, F32 [16, 32] in the file",)
 
 
 def _layers_of(data: bytes) -> dict[str, Any]:
@@ -201,6 +224,40 @@ def test_switched_back_after_a_change(many: bytes) -> None:
     assert not model[2].weight.is_contiguous()
     tasks.switch(model, "night")
     assert exactly(model.state_dict(), smask.decode(many, task="night"))
+
+
+def test_trainable_models_are_switched_with_their_masks(three: dict[str, bytes], many: bytes) -> None:
+    """Also copies, which hold masks of their own; a pass of before the switch may still be taken back."""
+    tasks, x = smask.Tasks(many), torch.rand(8, 1, 28, 28)
+    first = smask.load(many, task="night", trainable=True)
+    model = copy.deepcopy(first)
+    model(x).sum().backward()
+    tasks.switch(model, "day")
+    want = smask.decode(many, task="day")
+    assert exactly(model.state_dict(), want)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2, weight_decay=0.1)
+    optimizer.zero_grad()
+    model(x).square().sum().backward()
+    optimizer.step()
+    for name in ("2.weight", "4.weight", "6.weight"):
+        weights = model.get_parameter(name)
+        assert not weights[want[name] == 0].any()
+        assert (weights != want[name])[want[name] != 0].any()
+    assert recipe_of(model).meta["data"] == "day"
+    assert not recipe_of(model).coded  # its weights are saved as they are
+    assert exactly(smask.decode(codec.encode(model.state_dict(), recipe_of(model))), model.state_dict())
+    assert exactly(first.state_dict(), smask.decode(many, task="night"))
+
+
+def test_a_trainable_model_takes_only_tickets(three: dict[str, bytes]) -> None:
+    recipe, state = recipe_of(smask.load(three["day"])), smask.decode(three["day"])
+    values = smask.encode({name: tensor + 1 for name, tensor in state.items()}, Recipe(SEED, {}, recipe.arch))
+    data = smask.pack({"night": three["night"], "values": values})
+    model = smask.load(data, task="night", trainable=True)
+    with pytest.raises(ArgumentError) as caught:
+        smask.Tasks(data).switch(model, "values")
+    assert (caught.value.name, caught.value.got) == ("file", "no mask")
+    assert exactly(model.state_dict(), smask.decode(data, task="night"))
 
 
 def test_a_damaged_task_changes_nothing(many: bytes) -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from smask import halves, kernels
+from smask import tiles as tiles_of
+from smask.modules import PackedLinear
 from smask.packing import PackedMatrix, pack
 from smask.reconstruction import reconstruct
 from smask.tiles import bit_order, buffer, natural_order, rows_of_tiles, tiles
@@ -43,6 +45,16 @@ def test_tiles_are_about_equal_and_cover_all_rows(n_rows: int, n_tile_bytes: int
     assert len(sizes) <= -(-n_rows // (most - most % unit))  # no more than the largest ones would be
     if n_tile_bytes == 90_112 and n_rows == 4096:
         assert sizes == [1376, 1376, 1344]  # not 1408, 1408 and 1280
+
+
+@pytest.mark.parametrize("regenerate_signs", [False, True])
+def test_plans_are_made_once(regenerate_signs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for matrices that are made anew of the same planes, as layers do at every call."""
+    layer, made = PackedLinear(random_coded((40, 64)), 7, regenerate_signs=regenerate_signs), []
+    monkeypatch.setattr(tiles_of, "_steps", lambda *args, make=tiles_of._steps: made.append(args) or make(*args))
+    for _ in range(3):
+        list(tiles(layer.matrix(), compile=False))
+    assert len(made) == 1
 
 
 def test_large_rooms_are_not_kept() -> None:

@@ -152,7 +152,8 @@ def _table(
             with compiler.listening(lambda _, seconds, spent=spent: spent.append(seconds or 0.0)):  # type: ignore[misc]
                 got = work.run()
             compiling[name] = sum(spent)
-            errors[name] = float((got.double() - want).norm() / want.norm()) if work.packed else None
+            # Weights of nothing but zeros have exact products.
+            errors[name] = float((got.double() - want).norm()) / (float(want.norm()) or 1.0) if work.packed else None
             del got
             peaks[name] = measurement.peak_bytes(work.run, weights.device)
         progress(f"{where}: {rounds} rounds of {len(works)} in turns")

@@ -204,11 +204,10 @@ def load(
     found = base_of(opened, base, limits)
     read = contents_of(opened, found, number)
     check_ties(model, read, described=described)
+    masks = masking.masks_of(read.all_coded) if trainable else {}
     # What names another tensor may be packed by itself.
-    coded = read.coded | {name: read.coded[first] for name, first in read.same.items() if first in read.coded}
-    masks = masking.masks_of(coded) if trainable else {}
-    bits = _to_pack(model, coded, packed)
-    replacement.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
+    bits = _to_pack(model, read.all_coded, packed)
+    model = replacement.pack_layers(model, bits, read.seed, regenerate_signs=regenerate_signs)
     tied = tied_parameters(model)
     # What a packed layer holds is there already; the fit of all names was checked above.
     model.load_state_dict(dense_tensors(read, target, without=bits), strict=not bits, assign=True)
@@ -219,11 +218,16 @@ def load(
     setattr(model, COVERAGE, prefixes.coverage_of(opened, task))
     if trainable:
         masking.hold_masks(model, masks)
-        attach(model, Recipe(read.seed, {}, arch, groups.meta_of(opened.manifest, task)))
+        attach(model, trainable_recipe(opened.manifest, task))
         return model.train()
     dense = {name: tensor for name, tensor in read.coded.items() if name not in bits}
     attach(model, recipe_for(opened.manifest, task, dense, found))
     return model.eval()
+
+
+def trainable_recipe(described: Manifest, task: str | None) -> Recipe:
+    """What a trainable model is written again from: its weights, to the bit."""
+    return Recipe(described.seed or 0, {}, groups.arch_of(described, task), groups.meta_of(described, task))
 
 
 def recipe_for(described: Manifest, task: str | None, coded: Mapping[str, CodedTensor], base: Base | None) -> Recipe:

@@ -41,13 +41,17 @@ def compiled(function: Work, *arguments: Tensor, contract: bool = False, one_loo
         contract: Whether a multiplication and an addition may become one instruction, with one rounding.
         one_loop: Whether nothing between arguments and results is ever written to memory, however long the sums are.
     """
+    if torch._C._are_functorch_transforms_active():  # of tensors that only stand for memory
+        return function
     key = (function, contract, one_loop, torch.get_num_threads(), *[_layout(argument) for argument in arguments])
     made = _MADE.get(key)
     if made is None:
         with _LOCK:
             made = _MADE.get(key)
             if made is None:
-                made = _MADE[key] = _compile(function, arguments, contract, one_loop)
+                made = _compile(function, arguments, contract, one_loop)
+                if made is not function:
+                    _MADE[key] = made
     return made
 
 
@@ -60,7 +64,7 @@ def available(device: torch.device | str = "cpu") -> bool:
             made = compiled(_increment, probe)
             if made is not _increment:
                 _MADE[_increment, kind] = made
-    return kind not in _FAILED
+    return kind not in _FAILED and (_increment, kind) in _MADE
 
 
 @contextlib.contextmanager
@@ -92,6 +96,8 @@ def _compile(function: Work, arguments: tuple[Tensor, ...], contract: bool, one_
     try:
         made = _inductor(function, arguments, _options(contract, one_loop))
     except Exception as error:  # whatever a missing or broken compiler raises, the plain function is right
+        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+            return function  # a mode may be the reason, and the compiler sound
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _FAILED[kind] = reason
         warnings.warn(

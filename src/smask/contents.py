@@ -38,6 +38,11 @@ class Contents:
     same: dict[str, str]
     seed: int
 
+    @property
+    def all_coded(self) -> dict[str, CodedTensor]:
+        """Coded tensors by each of their names."""
+        return self.coded | {name: self.coded[first] for name, first in self.same.items() if first in self.coded}
+
 
 def contents_of(
     opened: Opened, base: Base | None = None, number: int = 0, *, parts: Sequence[Part] | None = None

@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_input
 
 from .errors import ArgumentError
 from .kernels import FLOATS, compiles
-from .packing import PackedMatrix
+from .packing import PackedMatrix, dense_rows
 from .sums import finished
 from .tiles import level_tiles, natural_order
 
@@ -54,13 +54,7 @@ def conv2d(x: Tensor, packed: PackedMatrix, bias: Tensor | None, geometry: Geome
     Raises:
         ArgumentError: Another number of channels, another device, a dtype that is not floating.
     """
-    channels = geometry.kernel[0] * geometry.groups
-    if x.dtype not in FLOATS:
-        raise ArgumentError("x", str(x.dtype), " or ".join(map(str, FLOATS)))
-    if x.dim() not in (3, 4) or x.shape[-3] != channels:
-        raise ArgumentError("x", f"shape {list(x.shape)}", f"[N, {channels}, H, W]")
-    if x.device != packed.planes.device:
-        raise ArgumentError("x", f"on {x.device}", f"on {packed.planes.device}, as the weights")
+    _check(x, packed, geometry)
     images = x if x.dim() == 4 else x[None]
     y: Tensor | None = None
     for piece in _pieces(packed, _dtype(x), geometry):
@@ -74,6 +68,15 @@ def conv2d(x: Tensor, packed: PackedMatrix, bias: Tensor | None, geometry: Geome
     return y if x.dim() == 4 else y[0]
 
 
+def differentiable(x: Tensor, packed: PackedMatrix, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """:func:`conv2d` with dense weights, in operations that torch differentiates, forwards too, and batches."""
+    _check(x, packed, geometry)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weights = dense_rows(packed).to(wide).view(packed.n_rows, *geometry.kernel)
+    bias = None if bias is None else bias.to(wide)
+    return F.conv2d(x.to(wide), weights, bias, *geometry[1:]).to(x.dtype)
+
+
 def conv2d_input_gradient(gradient: Tensor, packed: PackedMatrix, geometry: Geometry, *, shape: torch.Size) -> Tensor:
     """Gradient of the images [N, C, H, W] from that of the convolution [N, R, H', W']."""
     wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
@@ -85,6 +88,16 @@ def conv2d_input_gradient(gradient: Tensor, packed: PackedMatrix, geometry: Geom
             geometry.dilation, piece.groups,
         )  # fmt: skip
     return total.to(gradient.dtype)
+
+
+def _check(x: Tensor, packed: PackedMatrix, geometry: Geometry) -> None:
+    channels = geometry.kernel[0] * geometry.groups
+    if x.dtype not in FLOATS:
+        raise ArgumentError("x", str(x.dtype), " or ".join(map(str, FLOATS)))
+    if x.dim() not in (3, 4) or x.shape[-3] != channels:
+        raise ArgumentError("x", f"shape {list(x.shape)}", f"[N, {channels}, H, W]")
+    if x.device != packed.planes.device:
+        raise ArgumentError("x", f"on {x.device}", f"on {packed.planes.device}, as the weights")
 
 
 def _dtype(x: Tensor) -> torch.dtype:

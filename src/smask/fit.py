@@ -21,7 +21,7 @@ def check_fit(model: nn.Module, records: Sequence[Record]) -> None:
     want = {record.name: (tuple(record.shape), record.dtype) for record in records}
     state, got = model.state_dict(), dict[str, tuple[tuple[int, ...], str]]()
     for name, layer in replacement.packed_layers(model).items():
-        got[name] = (layer.form.shape, NAME_OF_DTYPE[layer.form.dtype])
+        got[name] = (layer.form.shape, NAME_OF_DTYPE.get(layer.dtype, "?"))
         for buffer, _ in layer.named_buffers():
             state.pop(name.removesuffix("weight") + buffer)
     got |= {name: (tuple(tensor.shape), NAME_OF_DTYPE.get(tensor.dtype, "?")) for name, tensor in state.items()}

@@ -88,7 +88,7 @@ def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kerne
     _check(x, packed, bias)
     if kernel not in ("auto", *KERNELS):
         raise UnsupportedError("kernel", kernel, ("auto", *KERNELS))
-    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), packed.n_columns)
+    rows = _rows(x)
     name = choose(rows, packed) if kernel == "auto" else kernel
     reason = "" if kernel == "auto" else KERNELS[name].refuses(rows, packed)
     if reason:
@@ -99,6 +99,12 @@ def matmul(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None, *, kerne
     return y if x.dim() == 2 else y.view(*x.shape[:-1], packed.n_rows)
 
 
+def differentiable(x: Tensor, packed: PackedMatrix, bias: Tensor | None = None) -> Tensor:
+    """:func:`matmul` by ``reference``, in operations that torch differentiates, forwards too, and batches."""
+    _check(x, packed, bias)
+    return reference(_rows(x), packed, bias).reshape(*x.shape[:-1], packed.n_rows)
+
+
 def input_gradient(gradient: Tensor, packed: PackedMatrix) -> Tensor:
     """Gradient of the activations, [B, K], from that of the product, [B, R], by tiles in float32 or float64."""
     wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
@@ -106,7 +112,7 @@ def input_gradient(gradient: Tensor, packed: PackedMatrix) -> Tensor:
     columns = scaled.new_zeros(len(gradient), 8 * packed.planes.shape[2])
     for start, end, levels in level_tiles(packed, wide, compile=compiles(packed)):
         columns.addmm_(scaled[:, start:end], levels)
-    return natural_order(columns, packed.n_columns).to(gradient.dtype)
+    return natural_order(columns, packed.n_columns).to(gradient.dtype).contiguous()
 
 
 def choose(x: Tensor, packed: PackedMatrix) -> str:
@@ -228,6 +234,10 @@ def _multiply_digits(fixed: FixedPoint, packed: PackedMatrix, bias: Tensor | Non
     if len(sums) != len(fixed.digits):
         sums = torch.cat(list(sums), 1).view(packed.n_rows, len(fixed.digits), -1).unbind(1)
     finish(y, fixed.unit, sums, packed, bias, slice(0, packed.n_rows), compile=compile)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _check(x: Tensor, packed: PackedMatrix, bias: Tensor | None) -> None:

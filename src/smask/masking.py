@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,36 +46,52 @@ def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     same.
 
     Args:
-        model: Its parameters are hooked; they may be moved to another device later, not replaced.
+        model: Its parameters are hooked; they may be moved to another device later, not replaced. Masks that it keeps
+            to already are replaced.
         masks: bool [C, ...] by state-dict name.
     """
-    hold = _Hold(masks)
+    hold = _hold_of(model)
+    if hold is None:
+        hold = _Hold()
+        model.register_forward_pre_hook(hold)
+        model.register_state_dict_pre_hook(hold)  # type: ignore[no-untyped-call]
+    hold.masks = dict(masks)
     hold(model)
-    model.register_forward_pre_hook(hold)
-    model.register_state_dict_pre_hook(hold)  # type: ignore[no-untyped-call]
+
+
+def holds_masks(model: nn.Module) -> bool:
+    """Whether a module keeps to masks."""
+    return _hold_of(model) is not None
+
+
+def _hold_of(model: nn.Module) -> _Hold | None:
+    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, _Hold)), None)
 
 
 class _Hold:
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self._masks = dict(masks)
+    def __init__(self) -> None:
+        self.masks: dict[str, Tensor] = {}
         self._hooked: dict[str, weakref.ref[nn.Parameter]] = {}
 
     def __getstate__(self) -> dict[str, Tensor]:
-        return self._masks
+        return self.masks
 
     def __setstate__(self, masks: dict[str, Tensor]) -> None:
         # Copies of parameters have no hooks.
-        self._masks, self._hooked = masks, {}
+        self.masks, self._hooked = masks, {}
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, *_: Any) -> None:
-        for name, mask in self._masks.items():
+        for name, mask in self.masks.items():
             weight = model.get_parameter(name)
             # The sum makes +0 of -0; through .data, for a pass of before may still want its gradients.
             weight.data.mul_(mask.to(weight.device)).add_(0.0)
             known = self._hooked.get(name)
             if weight.requires_grad and (known is None or known() is not weight):
-                weight.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient, mask=mask: gradient * mask.to(gradient.device)
-                )
+                weight.register_hook(partial(self._within, name))  # type: ignore[no-untyped-call]
                 self._hooked[name] = weakref.ref(weight)
+
+    def _within(self, name: str, gradient: Tensor) -> Tensor:
+        # Other masks may have no such name.
+        mask = self.masks.get(name)
+        return gradient if mask is None else gradient * mask.to(gradient.device)

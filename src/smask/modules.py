@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +20,28 @@ from .packing import PackedMatrix, dense_rows, pack, unpack
 class PackedLayer(nn.Module):
     """What packed layers share: bits, scale and offset as buffers, everything else as plain attributes.
 
-    The scale stays float32 under ``.half()`` and its like: it is a coefficient of the formula, not an activation.
+    Layers that stand for one parameter have the same object as ``tie``, to be one again when they are dense. Where
+    signs are regenerated a buffer says of what, so that a state dict is refused whose signs are others.
+
+    The scale stays float32 under ``.half()`` and its like: it is a coefficient of the formula, not an activation. What
+    becomes a weight again has the dtype that a dense one would have then, while the bits stay those of the file.
     """
 
     planes: Tensor
     scale: Tensor
     offset: Tensor | None
+    source: Tensor | None
     kind: ClassVar[type[nn.Module]]
 
     def __init__(self, coded: CodedTensor, seed: int, *, regenerate_signs: bool = False) -> None:
         super().__init__()
         packed = pack(coded, seed, regenerate_signs=regenerate_signs)
-        self.register_buffer("planes", packed.planes)
-        self.register_buffer("scale", packed.scale)
-        self.register_buffer("offset", packed.offset)
+        for name, tensor in _tensors(packed).items():
+            self.register_buffer(name, tensor)
         self.n_columns = packed.n_columns
-        self.seed, self.form = seed, _form(coded)
+        self.seed, self.form, self.dtype = seed, _form(coded), coded.dtype
         self.signs: list[int] = operators.sign_numbers(packed.signs)
+        self.tie = object()
 
     def matrix(self) -> PackedMatrix:
         """The weights as the kernels take them."""
@@ -47,8 +52,8 @@ class PackedLayer(nn.Module):
         return unpack(self.matrix(), seed=self.seed, form=self.form)
 
     def weight(self) -> Tensor:
-        """The dense weights, on the device of the bits, bit for bit those of the file."""
-        return dense_rows(self.matrix()).to(self.form.dtype).view(self.form.shape)
+        """The dense weights, on the device of the bits; until ``.half()`` or its like bit for bit those of the file."""
+        return dense_rows(self.matrix()).to(self.form.dtype).to(self.dtype).view(self.form.shape)
 
     def packed(self, coded: CodedTensor, seed: int) -> PackedMatrix:
         """Other weights, as this layer would hold them; raises what :func:`smask.packing.pack` raises."""
@@ -63,14 +68,21 @@ class PackedLayer(nn.Module):
             seed: Seed of the file.
             packed: The same, of :meth:`packed`.
         """
-        for name in ("planes", "scale", "offset"):
-            own, new = getattr(self, name), getattr(packed, name)
+        for name, new in _tensors(packed).items():
+            own = getattr(self, name)
             if own is not None and new is not None and own.shape == new.shape:
                 own.copy_(new)
             else:
                 setattr(self, name, None if new is None else new.to(self.planes.device))
         self.seed, self.form = seed, _form(coded)
         self.signs = operators.sign_numbers(packed.signs)
+
+    def _narrow(self, x: Tensor) -> Tensor:
+        """Under autocast: in its dtype, as of a dense layer, but what is computed wider for that stays so."""
+        kind = x.device.type
+        like = x.is_floating_point() and x.dtype != torch.float64
+        with torch.autocast(kind, enabled=False):
+            return self.forward(x.to(torch.get_autocast_dtype(kind)) if like else x)  # type: ignore[no-any-return]
 
     def _dense(self, layer: nn.Module, bias: Tensor | None = None) -> nn.Module:
         layer.weight = nn.Parameter(self.weight())
@@ -80,11 +92,27 @@ class PackedLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLayer:
         exact = {name: getattr(self, name) for name in ("scale", "offset")}
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.planes.device)).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in exact.items():
-            if value is not None:
+            # What has its dtype still was moved only, perhaps to memory without any numbers yet.
+            if value is not None and getattr(self, name).dtype != value.dtype:
                 setattr(self, name, value.to(self.planes.device))
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: Mapping[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        source = state_dict.get(f"{prefix}source")
+        signs = [] if source is None else source.tolist()
+        if f"{prefix}planes" in state_dict and signs != self.signs:  # bits of the same shape are other weights
+            got, want = _signs_text(signs), _signs_text(self.signs)
+            error_msgs.append(f"signs of {prefix}planes: got {got} in the state dict, want {want} as in the layer.")
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def extra_repr(self) -> str:
         held = "signs regenerated" if self.signs else "signs held"
@@ -124,6 +152,10 @@ class PackedLinear(PackedLayer):
         return cls(coded, seed, bias=layer.bias, regenerate_signs=regenerate_signs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+            return self._narrow(x)
+        if operators.transformed():
+            return kernels.differentiable(x, self.matrix(), self.bias)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             y: Tensor = operators.linear(
                 x, self.planes, self.scale, self.offset, self.bias, self.n_columns, self.signs, self.kernel
@@ -180,8 +212,12 @@ class PackedConv2d(PackedLayer):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type):
+            return self._narrow(x)
         if self.border is not None:
             x = F.pad(x, self.border)
+        if operators.transformed():
+            return convolution.differentiable(x, self.matrix(), self.bias, self.geometry)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             kernel, *pairs, groups = (list(field) if isinstance(field, tuple) else field for field in self.geometry)
             y: Tensor = operators.conv2d(
@@ -227,15 +263,29 @@ class PackedEmbedding(PackedLayer):
         return cls(coded, seed, padding_idx=layer.padding_idx, regenerate_signs=regenerate_signs)
 
     def forward(self, ids: Tensor) -> Tensor:
+        if operators.transformed():
+            return F.embedding(ids, self.weight())
         rows: Tensor = operators.embedding(
             ids, self.planes, self.scale, self.offset, self.n_columns, self.signs, self.form.dtype
         )
-        return rows
+        return rows.to(self.dtype)
 
     def materialize(self) -> nn.Embedding:
         """An ``nn.Embedding`` with the same weights."""
         layer = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta")
         return self._dense(layer)  # type: ignore[return-value]
+
+
+def _tensors(packed: PackedMatrix) -> dict[str, Tensor | None]:
+    """What a layer holds of a matrix, by the name of the buffer."""
+    signs = operators.sign_numbers(packed.signs)
+    source = torch.tensor(signs) if signs else None
+    return {"planes": packed.planes, "scale": packed.scale, "offset": packed.offset, "source": source}
+
+
+def _signs_text(numbers: Sequence[int]) -> str:
+    source = operators.sign_source(numbers)
+    return f"those of seed {source.seed}, stream {source.stream}" if source else "signs that are held"
 
 
 def _form(coded: CodedTensor) -> CodedTensor:

@@ -6,11 +6,15 @@ and high half of the seed and the stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.grad import conv2d_input
 
 from . import convolution, kernels, philox
 from .convolution import Geometry
@@ -18,12 +22,21 @@ from .errors import ArgumentError
 from .packing import PackedMatrix, SignSource, dense_rows
 
 
+def transformed() -> bool:
+    """Whether torch differentiates forwards or transforms a function, in which operators and kernels take no part."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def packed_matrix(
     planes: Tensor, scale: Tensor, offset: Tensor | None, *, n_columns: int, signs: Sequence[int]
 ) -> PackedMatrix:
     """The matrix that an operator was given."""
-    source = SignSource(signs[0] | signs[1] << 32, signs[2]) if signs else None
-    return PackedMatrix(planes, n_columns, scale, offset, source)
+    return PackedMatrix(planes, n_columns, scale, offset, sign_source(signs))
+
+
+def sign_source(signs: Sequence[int]) -> SignSource | None:
+    """The source of signs that an operator was given."""
+    return SignSource(signs[0] | signs[1] << 32, signs[2]) if signs else None
 
 
 def sign_numbers(source: SignSource | None) -> list[int]:
@@ -53,13 +66,28 @@ def linear_input_gradient(
 ) -> Tensor:
     """:func:`smask.kernels.input_gradient`."""
     matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
-    rows = gradient.reshape(-1, matrix.n_rows)
+    rows = gradient.reshape(math.prod(gradient.shape[:-1]), matrix.n_rows)
     return kernels.input_gradient(rows, matrix).view(*gradient.shape[:-1], n_columns)
 
 
 @linear_input_gradient.register_fake
 def _(gradient, planes, scale, offset, n_columns, signs):  # type: ignore[no-untyped-def]
     return gradient.new_empty(*gradient.shape[:-1], n_columns)
+
+
+def _linear_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, planes, scale, offset, ctx.n_columns, ctx.signs = inputs
+    ctx.save_for_backward(planes, scale, offset)
+
+
+def _linear_gradient_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    """The gradient is linear in that of the product, so that its own is the product."""
+    if transformed():
+        return F.linear(gradient, _dense(ctx, gradient.dtype)), *(None,) * 5
+    return linear(gradient, *ctx.saved_tensors, None, ctx.n_columns, ctx.signs, "auto"), *(None,) * 5
+
+
+linear_input_gradient.register_autograd(_linear_gradient_backward, setup_context=_linear_gradient_context)
 
 
 def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -69,10 +97,12 @@ def _linear_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     of_x = of_bias = None
-    if ctx.needs_input_grad[0]:
+    if ctx.needs_input_grad[0] and transformed():
+        of_x = gradient @ _dense(ctx, gradient.dtype)
+    elif ctx.needs_input_grad[0]:
         of_x = linear_input_gradient(gradient, *ctx.saved_tensors, ctx.n_columns, ctx.signs)
     if ctx.needs_input_grad[4]:
-        of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0)
+        of_bias = gradient.reshape(math.prod(gradient.shape[:-1]), gradient.shape[-1]).sum(0)
     return of_x, None, None, None, of_bias, None, None, None
 
 
@@ -93,7 +123,8 @@ def conv2d(
 @conv2d.register_fake
 def _(x, planes, scale, offset, bias, n_columns, signs, kernel, stride, padding, dilation, groups):  # type: ignore[no-untyped-def]
     weight = x.new_empty(planes.shape[1], *kernel)
-    return torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
+    # Contiguous whatever the order of the channels of x, and of its dtype under autocast too.
+    return x.new_empty(F.conv2d(x, weight, None, stride, padding, dilation, groups).shape)
 
 
 @torch.library.custom_op("smask::conv2d_input_gradient", mutates_args=())
@@ -106,15 +137,29 @@ def conv2d_input_gradient(
     matrix = packed_matrix(planes, scale, offset, n_columns=n_columns, signs=signs)
     geometry = _geometry(kernel, stride, padding, dilation, groups)
     images = torch.Size(shape if len(shape) == 4 else (1, *shape))
-    result = convolution.conv2d_input_gradient(
-        gradient.reshape(-1, *gradient.shape[-3:]), matrix, geometry, shape=images
-    )
-    return result.view(*shape)
+    of_images = gradient if gradient.dim() == 4 else gradient[None]
+    return convolution.conv2d_input_gradient(of_images, matrix, geometry, shape=images).view(*shape)
 
 
 @conv2d_input_gradient.register_fake
 def _(gradient, planes, scale, offset, n_columns, signs, kernel, stride, padding, dilation, groups, shape):  # type: ignore[no-untyped-def]
     return gradient.new_empty(*shape)
+
+
+def _conv2d_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, planes, scale, offset, ctx.n_columns, ctx.signs, *ctx.geometry, _ = inputs
+    ctx.save_for_backward(planes, scale, offset)
+
+
+def _conv2d_gradient_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    """As that of a linear product."""
+    if transformed():
+        weights = _dense(ctx, gradient.dtype).view(-1, *ctx.geometry[0])
+        return F.conv2d(gradient, weights, None, *ctx.geometry[1:]), *(None,) * 11
+    return conv2d(gradient, *ctx.saved_tensors, None, ctx.n_columns, ctx.signs, *ctx.geometry), *(None,) * 11
+
+
+conv2d_input_gradient.register_autograd(_conv2d_gradient_backward, setup_context=_conv2d_gradient_context)
 
 
 def _conv2d_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -125,10 +170,15 @@ def _conv2d_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _conv2d_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     of_x = of_bias = None
-    if ctx.needs_input_grad[0]:
+    if ctx.needs_input_grad[0] and transformed():
+        weights = _dense(ctx, gradient.dtype).view(-1, *ctx.geometry[0])
+        images = gradient if gradient.dim() == 4 else gradient[None]
+        shape = torch.Size((len(images), *ctx.shape[-3:]))
+        of_x = conv2d_input(shape, weights, images, *ctx.geometry[1:]).view(ctx.shape)  # type: ignore[no-untyped-call]
+    elif ctx.needs_input_grad[0]:
         of_x = conv2d_input_gradient(gradient, *ctx.saved_tensors, ctx.n_columns, ctx.signs, *ctx.geometry, ctx.shape)
     if ctx.needs_input_grad[4]:
-        of_bias = gradient.reshape(-1, *gradient.shape[-3:]).sum((0, 2, 3))
+        of_bias = gradient.sum((-1, -2) if gradient.dim() == 3 else (0, -1, -2))
     return of_x, None, None, None, of_bias, *(None,) * 7
 
 
@@ -154,6 +204,12 @@ def embedding(
 @embedding.register_fake
 def _(ids, planes, scale, offset, n_columns, signs, dtype):  # type: ignore[no-untyped-def]
     return planes.new_empty(*ids.shape, n_columns, dtype=dtype)
+
+
+def _dense(ctx: Any, dtype: torch.dtype) -> Tensor:
+    """The weights of a product that a transform goes on from, which began after it."""
+    planes, scale, offset = ctx.saved_tensors
+    return dense_rows(packed_matrix(planes, scale, offset, n_columns=ctx.n_columns, signs=ctx.signs)).to(dtype)
 
 
 def _geometry(

@@ -28,7 +28,7 @@ from .errors import ArgumentError, UnsupportedError
 N_WORD_COLUMNS = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SignSource:
     """Where regenerated signs come from: seed of the file and stream of the tensor."""
 

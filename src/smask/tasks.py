@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from . import architectures, codec, groups, integrity, packs, replacement, sources
+from . import architectures, codec, groups, integrity, masking, packs, replacement, sources
 from .container import Limits
 from .contents import Contents, contents_of, dense_tensors
 from .errors import ArgumentError, IntegrityError, UnsupportedError
@@ -63,20 +64,21 @@ class Tasks:
             base=self._base, limits=self._limits,
         )  # fmt: skip
 
-    @torch.no_grad()
     def switch(self, model: nn.Module, task: str) -> None:
         """Puts a task into a model of another one: into the memory that its tensors have, on the device they are on.
 
         The model then carries the recipe of the task, so that it can be saved, and is what :meth:`load` gives, to the
         bit. Packed layers stay packed, in the same memory where a task has as many planes and scales as the other. A
-        file that is damaged is refused before anything is changed.
+        trainable model stays trainable, under the masks of the task. A file that is damaged is refused before anything
+        is changed.
 
         Args:
             model: Of the architecture of the task, dense or packed.
             task: Which task.
 
         Raises:
-            ArgumentError: No task of the file, or weights of more planes than a packed layer holds.
+            ArgumentError: No task of the file, weights of more planes than a packed layer holds, or a trainable model
+                and a task that is no ticket.
             UnsupportedError: Weights of the task that no packed layer holds, where the model has one.
             ArchitectureError: Names, shapes or dtypes of the model are not those of the task, or it has as one what
                 differs there.
@@ -86,23 +88,20 @@ class Tasks:
         check_fit(model, groups.records_of(described, task))
         read, layers = self._contents(task), replacement.packed_layers(model)
         arch = groups.arch_of(described, task)
-        # Packed layers do not know what they are tied to, but the file does.
+        # Of packed layers the file says which are one parameter.
         own = arch.get("kind") != "external"
         check_ties(architectures.build(arch, "meta") if own and layers else model, read, described=own)
         bits = {name: self._bits_of(read, name, layer) for name, layer in layers.items()}
-        state = model.state_dict()
-        for name in read.names:
-            first = read.same.get(name, name)
-            if name in layers:
-                layers[name].take(read.coded[first], read.seed, bits[name])
-                continue
-            tensor = state[name]
-            if first in read.plain:
-                tensor.copy_(read.plain[first])
-            elif tensor.is_contiguous():
-                reconstruct(read.coded[first], read.seed, out=tensor)
-            else:
-                tensor.copy_(reconstruct(read.coded[first], read.seed, device=tensor.device))
+        trainable = masking.holds_masks(model)
+        masks = masking.masks_of(read.all_coded) if trainable else {}
+        held = [*model.parameters(), *model.buffers()]
+        # What was loaded in an inference mode can be written in one only; gradients are no concern of either.
+        with torch.inference_mode(any(tensor.is_inference() for tensor in held)), torch.no_grad():
+            _write(model.state_dict(), layers, read, bits)
+        if trainable:
+            masking.hold_masks(model, masks)
+            attach(model, codec.trainable_recipe(described, task))
+            return
         dense = {name: coded for name, coded in read.coded.items() if name not in layers}
         attach(model, codec.recipe_for(described, task, dense, self._base))
 
@@ -129,3 +128,20 @@ class Tasks:
     def _contents(self, task: str) -> Contents:
         number = groups.number_of(self._opened.manifest, task)
         return contents_of(self._opened, self._base, number, parts=self._parts)
+
+
+def _write(
+    state: Mapping[str, Tensor], layers: Mapping[str, PackedLayer], read: Contents, bits: Mapping[str, PackedMatrix]
+) -> None:
+    for name in read.names:
+        first = read.same.get(name, name)
+        if name in layers:
+            layers[name].take(read.coded[first], read.seed, bits[name])
+            continue
+        tensor = state[name]
+        if first in read.plain:
+            tensor.copy_(read.plain[first])
+        elif tensor.is_contiguous():
+            reconstruct(read.coded[first], read.seed, out=tensor)
+        else:
+            tensor.copy_(reconstruct(read.coded[first], read.seed, device=tensor.device))

@@ -96,7 +96,7 @@ def bit_order(x: Tensor, n_columns: int) -> Tensor:
 
 def natural_order(x: Tensor, n_columns: int) -> Tensor:
     """The inverse of :func:`bit_order`: [B, K'] to [B, K]."""
-    return x.view(len(x), 8, -1).transpose(1, 2).reshape(len(x), -1)[:, :n_columns]
+    return x.view(len(x), 8, x.shape[1] // 8).transpose(1, 2).reshape(x.shape)[:, :n_columns]
 
 
 def planned(packed: PackedMatrix, key: tuple[Any, ...], steps: Callable[[], list[Step]]) -> list[Step]:
