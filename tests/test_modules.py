@@ -102,6 +102,15 @@ def test_state_of_other_signs_is_refused(strict: bool) -> None:
             assert torch.equal(model[0].weight(), layer.weight())
 
 
+def test_the_default_device_is_no_concern_of_what_is_held() -> None:
+    layer, coded = linear(regenerate_signs=True), replace(random_coded((20, 70), planes=2, seed=1), stream=4)
+    packed = layer.packed(coded, SEED)
+    with torch.device("meta"):
+        layer.take(coded, SEED, packed)
+    assert layer.source.tolist() == layer.signs
+    assert torch.equal(layer.weight(), reconstruct(coded, SEED))
+
+
 def test_state_survives_copies_and_pickles(layer: modules.PackedLayer) -> None:
     want = layer(inputs(layer))
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):

@@ -279,7 +279,7 @@ class PackedEmbedding(PackedLayer):
 def _tensors(packed: PackedMatrix) -> dict[str, Tensor | None]:
     """What a layer holds of a matrix, by the name of the buffer."""
     signs = operators.sign_numbers(packed.signs)
-    source = torch.tensor(signs) if signs else None
+    source = torch.tensor(signs, dtype=torch.int64, device=packed.planes.device) if signs else None
     return {"planes": packed.planes, "scale": packed.scale, "offset": packed.offset, "source": source}
 
 
