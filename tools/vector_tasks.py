@@ -88,11 +88,13 @@ def tasks_over_file() -> bytes:
     return smask.pack({"one": task(0), "two": task(1)})
 
 
+def task(index: int, **fields: Any) -> Change:
+    """Fields of a task set."""
+    return lambda described: described["tasks"][index].update(fields)
+
+
 def refused_apart() -> dict[str, tuple[Change, str, str | None]]:
     """The same of :func:`tasks_apart_file`."""
-
-    def task(index: int, **fields: Any) -> Change:
-        return lambda described: described["tasks"][index].update(fields)
 
     def without(index: int, field: str) -> Change:
         return lambda described: described["tasks"][index].pop(field)
@@ -134,9 +136,6 @@ def refused_apart() -> dict[str, tuple[Change, str, str | None]]:
 
 def refused_tasks() -> dict[str, tuple[Change, str, str | None]]:
     """name: (change of the manifest of :func:`tasks_file`, error, clause)."""
-
-    def task(index: int, **fields: Any) -> Change:
-        return lambda described: described["tasks"][index].update(fields)
 
     def record(index: int, **fields: Any) -> Change:
         return lambda described: described["tensors"][index].update(fields)

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.rnn import PackedSequence
 
 from ..errors import ArgumentError, RankError, SmaskError
-from ..integrity import DTYPE_OF_NAME, NAME_OF_DTYPE
+from ..integrity import DTYPE_OF_NAME, NAME_OF_DTYPE, raw_bytes
 from .nested import mapped, tensors_in
 from .snapshots import Snapshot
 
@@ -267,7 +267,7 @@ def batch_digest(batch: Any) -> str:
     running = hashlib.sha256()
     for tensor in tensors_in(batch):
         running.update(repr((tensor.dtype, tensor.shape)).encode())
-        running.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        running.update(raw_bytes(tensor).numpy().data)
     return running.hexdigest()
 
 
