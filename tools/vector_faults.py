@@ -105,8 +105,6 @@ def rejected(good: bytes) -> dict[str, tuple[bytes, str, str | None]]:
         "name-of-ours": (arch(named("smask_arch")), "FormatError", "A-03"),
         "name-with-underscore": (arch(named("_a")), "FormatError", "A-03"),
         "name-of-shortcut": (arch({"op": "residual", "body": [named("shortcut")]}), "FormatError", "A-03"),
-        "normalize-beyond-binary32": (arch({"op": "normalize", "mean": [1e300], "std": [1.0]}), "FormatError", "A-04"),
-        "normalize-by-zero-of-binary32": (arch({"op": "normalize", "mean": [0.0], "std": [1e-60]}), "FormatError", "A-04"),
         "normalize-by-zero": (arch({"op": "normalize", "mean": [0.0], "std": [0.0]}), "FormatError", "A-04"),
         "groups-that-do-not-divide": (arch({"op": "conv2d", "inputs": 3, "outputs": 4, "kernel": 1, "groups": 2}), "FormatError", "A-05"),
         "heads-that-do-not-divide": (arch({"op": "attention", "features": 3, "heads": 2}), "FormatError", "A-05"),

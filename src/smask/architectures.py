@@ -6,6 +6,7 @@ numbers within bounds, and everything else is refused.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, cast
@@ -217,8 +218,7 @@ def parse(arch: Mapping[str, Any]) -> Layers:
         raise FormatError("A-01", f"arch {where.strip('`') or '$'}", message, "the type of the layer table") from None
     for layer, where in _walk(arch.get("layers"), "arch.layers"):
         if isinstance(layer, dict) and layer.get("op") == "normalize":
-            mean, std = (torch.tensor(layer[part], dtype=torch.float32, device="cpu") for part in ("mean", "std"))
-            good = bool(mean.isfinite().all() and std.isfinite().all() and std.all())
+            good = all(math.isfinite(value) for value in (*layer["mean"], *layer["std"])) and 0 not in layer["std"]
             if not good or len(layer["mean"]) != len(layer["std"]):
                 raise FormatError(
                     "A-04", where, "a mean and std that do not fit", "as many finite means as non-zero stds"
