@@ -131,7 +131,8 @@ class Search:
 
     @property
     def _near(self) -> float:
-        return NEAR if self._goal.error else NEAR * self._most
+        # Where two steps share a tensor its error is that of neither: for an error steps come as near as they can.
+        return 0.0 if self._goal.error else NEAR * self._most
 
     def _share(self, head: int, tail: Plan, finer: float, coarser: float) -> int:
         """Shares what is before ``head`` between two steps; 0 on success, else the most of the finer before a jump."""
