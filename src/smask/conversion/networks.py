@@ -15,6 +15,7 @@ from .. import architectures
 from ..checkpoints import Checkpoint, Entry, Source, open_checkpoint
 from ..errors import ArchitectureError, ArgumentError
 from ..integrity import NAME_OF_DTYPE
+from ..ties import tied_parameters
 
 COUNTER = ".num_batches_tracked"
 
@@ -83,12 +84,9 @@ def _copy_of(module: nn.Module) -> nn.Module:
 
 def _tied(network: nn.Module, have: Collection[str]) -> dict[str, str]:
     """Parameters that a checkpoint has under another name alone, each with that: tied ones are often saved once."""
-    names_of: dict[int, list[str]] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        names_of.setdefault(id(parameter), []).append(name)
     return {
         name: next(other for other in names if other in have)
-        for names in names_of.values() if any(other in have for other in names)
+        for names in tied_parameters(network) if any(other in have for other in names)
         for name in names if name not in have
     }  # fmt: skip
 
